@@ -1,0 +1,39 @@
+"""Sparse gradients and shared weight masks for data-parallel training over networks slower than their accelerators.
+
+Three doors: `sparsetrain run job.yaml`; `GradientExchange.aggregate` and `MaskController.step` in any loop;
+`comm_hook` for DistributedDataParallel.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sparsetrain.collective.world import World as World
+    from sparsetrain.config.job import Job as Job
+    from sparsetrain.config.load import load_job as load_job
+    from sparsetrain.gradient.exchange import GradientExchange as GradientExchange
+    from sparsetrain.gradient.hook import HookState as HookState
+    from sparsetrain.gradient.hook import comm_hook as comm_hook
+    from sparsetrain.masks.controller import MaskController as MaskController
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "GradientExchange": "gradient.exchange",
+    "HookState": "gradient.hook",
+    "Job": "config.job",
+    "MaskController": "masks.controller",
+    "World": "collective.world",
+    "comm_hook": "gradient.hook",
+    "load_job": "config.load",
+}
+__all__ = ["GradientExchange", "HookState", "Job", "MaskController", "World", "comm_hook", "load_job"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used, so that `sparsetrain --help` does not wait for torch."""
+    if name not in _HOME:
+        raise AttributeError(f"module 'sparsetrain' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"sparsetrain.{_HOME[name]}"), name)

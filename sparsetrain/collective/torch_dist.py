@@ -1,0 +1,28 @@
+"""torch.distributed as a transport: gloo on CPU, nccl on CUDA."""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from sparsetrain.collective.transport import Transport
+
+
+class TorchTransport(Transport):
+    """The default process group, or `group`. The group's own time limit bounds every call."""
+
+    def __init__(self, device: torch.device | None = None, group: dist.ProcessGroup | None = None) -> None:
+        super().__init__(dist.get_rank(group), dist.get_world_size(group), device)
+        self.group = group
+
+    def _all_reduce(self, tensor: Tensor) -> None:
+        dist.all_reduce(tensor, group=self.group)
+
+    def _all_gather(self, tensor: Tensor) -> list[Tensor]:
+        parts = [torch.empty_like(tensor) for _ in range(self.size)]
+        dist.all_gather(parts, tensor, group=self.group)
+        return parts
+
+    def _broadcast(self, tensor: Tensor, source: int) -> None:
+        dist.broadcast(tensor, source, group=self.group)

@@ -1,0 +1,151 @@
+"""The job: everything that one run depends on, as one tree of frozen dataclasses.
+
+A part that has several implementations is a `Component`; its options live beside the class that reads them.
+Units are in the names or in the comment beside the field. Fractions of a run are of `train.steps`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from sparsetrain.config.component import STRICT, Component, Named
+
+Positive = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Density = Annotated[float, Field(gt=0.0, le=1.0)]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Train:
+    """The loop: how long, how much per step, and how the learning rate moves."""
+
+    __pydantic_config__ = STRICT
+    steps: Positive = 400
+    batch_size: Positive = 16  # samples per worker and micro-batch
+    accumulate: Positive = 1  # micro-batches per step
+    precision: Literal["fp32", "bf16"] = "fp32"  # bf16: autocast, weights stay fp32
+    clip: Annotated[float, Field(ge=0.0)] = 1.0  # norm of the mean gradient; 0 switches it off
+    warmup: Fraction = 0.05  # share of the steps in which the learning rate climbs
+    final_learning_rate: Fraction = 0.1  # share of the peak at the last step (cosine)
+    evaluate_every: Positive = 100  # steps
+    evaluate_batches: Positive = 20  # per worker
+    init_from: str | None = None  # safetensors file with pretrained weights
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Outer:
+    """The optimizer that applies the mean weight difference when `exchange.every` > 1 (DiLoCo, arXiv 2311.08105)."""
+
+    __pydantic_config__ = STRICT
+    learning_rate: Annotated[float, Field(gt=0.0)] = 1.0
+    momentum: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    nesterov: bool = True
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Exchange:
+    """How gradients cross ranks. Densities are relative to the active coordinates of each bucket."""
+
+    __pydantic_config__ = STRICT
+    regime: Literal["dense", "packed", "sparse"] = "sparse"
+    density: Density = 0.01
+    warmup: Fraction = 0.0  # share of the steps over which density falls to its value
+    warmup_density: Density = 0.25  # where that fall begins (geometric)
+    every: Positive = 1  # 1: exchange gradients each step; H: exchange weight differences each H steps
+    outer: Outer = Outer()
+    sparsifier: Annotated[Component, Named("sparsifier")] = "topk"  # pyrefly: ignore[bad-assignment]
+    error_feedback: Annotated[Component, Named("error_feedback")] = "ef14"  # pyrefly: ignore[bad-assignment]
+    collective: Annotated[Component, Named("collective")] = "allgather"  # pyrefly: ignore[bad-assignment]
+    values: Literal["fp32", "bf16"] = "bf16"  # dtype of sent values; the rounding error stays in the residual
+    bucket_elements: Positive = 1 << 22
+    dense_below: Count = 4096  # tensors with fewer elements, and all 1-D ones, travel dense in one buffer
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Masks:
+    """Which weights are kept, and how that changes. `begin` and `end` are fractions of the run."""
+
+    __pydantic_config__ = STRICT
+    method: Annotated[Component, Named("mask_method")] = "static"  # pyrefly: ignore[bad-assignment]
+    distribution: Annotated[Component, Named("distribution")] = "erk"  # pyrefly: ignore[bad-assignment]
+    sparsity: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.9
+    begin: Fraction = 0.0
+    end: Fraction = 0.75  # the last update comes strictly before this point
+    every: Positive = 100  # steps between updates
+    exclude: tuple[str, ...] = ()  # parameter name patterns (fnmatch) that stay dense
+    rescale_init: bool = True  # divide initial masked weights by sqrt(density): keeps the variance of the outputs
+    agreement: Literal["raise", "rank0"] = "raise"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Cluster:
+    """Where the workers run."""
+
+    __pydantic_config__ = STRICT
+    workers: Positive = 2
+    cpus_per_worker: Annotated[float, Field(gt=0.0)] = 1.0
+    gpus_per_worker: Annotated[float, Field(ge=0.0)] = 0.0
+    address: str | None = None  # an existing Ray cluster; None starts a local one
+    strategy: Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"] = "PACK"
+    threads_per_worker: Count = 1  # torch threads; 0 keeps torch's own choice
+    interface: str | None = None  # network interface for gloo and nccl; None: the one that routes to rank 0
+    start_timeout: Annotated[float, Field(gt=0.0)] = 120.0  # seconds until all workers must be up
+    collective_timeout: Annotated[float, Field(gt=0.0)] = 60.0  # seconds per collective
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """Whole state of the run, written beside and renamed; `resume` continues from the newest complete one."""
+
+    __pydantic_config__ = STRICT
+    every: Count = 0  # steps; 0 writes only the last one
+    keep: Positive = 2
+    resume: bool = True
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Wandb:
+    """Weights & Biases. `auto`: WANDB_MODE, else online when there is a key, else offline."""
+
+    __pydantic_config__ = STRICT
+    mode: Literal["auto", "online", "offline", "disabled"] = "auto"
+    project: str = "sparsetrain"
+    entity: str | None = None
+    group: str | None = None
+    tags: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Log:
+    """What is recorded and where; the run folder is `folder/name`."""
+
+    __pydantic_config__ = STRICT
+    folder: str = "runs"
+    every: Positive = 10  # steps
+    wandb: Wandb = Wandb()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Job:
+    """One run. `seed` fixes weights, data order and masks; two equal jobs give equal bits on equal machines."""
+
+    __pydantic_config__ = STRICT
+    version: Literal[1] = 1
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
+    seed: Count = 0
+    model: Annotated[Component, Named("model")] = "gpt"  # pyrefly: ignore[bad-assignment]
+    data: Annotated[Component, Named("data")] = "text"  # pyrefly: ignore[bad-assignment]
+    optimizer: Annotated[Component, Named("optimizer")] = "adamw"  # pyrefly: ignore[bad-assignment]
+    train: Train = Train()
+    exchange: Exchange = Exchange()
+    masks: Masks | None = None  # None: dense weights
+    cluster: Cluster = Cluster()
+    checkpoint: Checkpoint = Checkpoint()
+    log: Log = Log()
+
+
+__all__ = ["Checkpoint", "Cluster", "Component", "Exchange", "Job", "Log", "Masks", "Outer", "Train", "Wandb"]

@@ -1,0 +1,134 @@
+"""YAML file or preset, plus dotted overrides, to a checked Job; and back to YAML."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from sparsetrain import registry
+from sparsetrain.config.component import Component, adapter
+from sparsetrain.config.errors import JobError, describe
+from sparsetrain.config.job import Job
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """safe_load that refuses a key given twice instead of keeping the last."""
+
+
+def _mapping(loader: _UniqueKeys, node: yaml.MappingNode) -> dict[Any, Any]:
+    seen: set[Any] = set()
+    for key_node, _ in node.value:
+        key = loader.construct_object(key_node)
+        if key in seen:
+            raise JobError(f"{key}: given twice (line {key_node.start_mark.line + 1})")
+        seen.add(key)
+    return loader.construct_mapping(node, deep=True)
+
+
+_UniqueKeys.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
+
+
+def parse(tree: dict[str, Any]) -> Job:
+    """Return the checked job of a nested mapping. Raises JobError with one line for the first mistake."""
+    from sparsetrain.config.check import check
+
+    try:
+        job = adapter(Job).validate_python(tree)
+    except ValidationError as error:
+        raise JobError(describe(error, lambda path: _fields_at(path, tree))) from error
+    check(job)
+    return job
+
+
+def load_job(source: str, overrides: tuple[str, ...] = ()) -> Job:
+    """Return the job of a YAML file or preset name, with `a.b=value` overrides applied in order."""
+    return parse(apply_overrides(read_tree(source), overrides))
+
+
+def read_tree(source: str) -> dict[str, Any]:
+    """Return the nested mapping of a YAML file, or of a preset when no such file exists."""
+    from sparsetrain.config.presets import PRESETS
+
+    path = pathlib.Path(source)
+    if path.suffix not in (".yaml", ".yml") and source in PRESETS:
+        return PRESETS[source]()
+    if not path.is_file():
+        near = registry.nearest(source, list(PRESETS))
+        raise JobError(f"{source}: no such job file or preset; presets: {', '.join(PRESETS)}{near}")
+    try:
+        tree = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeys)  # a SafeLoader
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise JobError(f"{source}: not readable as YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(tree, dict):
+        raise JobError(f"{source}: a job file holds a mapping, not {type(tree).__name__}")
+    return tree
+
+
+def apply_overrides(tree: dict[str, Any], overrides: tuple[str, ...]) -> dict[str, Any]:
+    """Return a copy of `tree` with each `a.b=value` (value read as YAML) put in its place."""
+    result = yaml.safe_load(yaml.safe_dump(tree))
+    for override in overrides:
+        path, equals, text = override.partition("=")
+        if not equals or not path:
+            raise JobError(f"{override}: an override has the form a.b=value")
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise JobError(f"{path}: value is not readable as YAML (given {text!r})") from error
+        node = result
+        *parents, last = path.split(".")
+        for part in parents:
+            inner = node.get(part)
+            # A component given by its bare name becomes a mapping so that its options can be set.
+            node[part] = {"name": inner} if isinstance(inner, str) else inner if inner is not None else {}
+            node = node[part]
+            if not isinstance(node, dict):
+                raise JobError(f"{path}: {part} is not a section (it holds {inner!r})")
+        node[last] = value
+    return result
+
+
+def to_tree(job: Job) -> dict[str, Any]:
+    """Return the job as plain mappings, lists and scalars, with all defaults written out."""
+    return adapter(Job).dump_python(job, mode="json")
+
+
+def to_yaml(job: Job) -> str:
+    """Return the resolved job file."""
+    return yaml.safe_dump(to_tree(job), sort_keys=False)
+
+
+def _fields_at(path: tuple[str, ...], tree: dict[str, Any]) -> list[str]:
+    """Return the names that are allowed in the section at `path`."""
+    cls: Any = Job
+    given: Any = tree
+    for part in path:
+        field = {f.name: f for f in dataclasses.fields(cls)}[part]
+        given = given.get(part) if isinstance(given, dict) else None
+        default = field.default
+        kind = _component_kind(field.type)
+        if kind:
+            name = given if isinstance(given, str) else (given or {}).get("name", default)
+            cls = registry.load(kind, name).Config
+        else:
+            cls = type(default) if dataclasses.is_dataclass(default) else _section(field.type)
+    own = [f.name for f in dataclasses.fields(cls)]
+    return ["name", *own] if cls.__name__ == "Config" else own
+
+
+def _component_kind(annotation: Any) -> str | None:
+    text = str(annotation)
+    return text.split('Named("')[1].split('"')[0] if 'Named("' in text else None
+
+
+def _section(annotation: Any) -> Any:
+    from sparsetrain.config import job
+
+    return getattr(job, str(annotation).split(" ")[0])
+
+
+__all__ = ["Component", "Job", "JobError", "apply_overrides", "load_job", "parse", "read_tree", "to_tree", "to_yaml"]

@@ -1,0 +1,49 @@
+"""Jobs that are known to work, as functions. `sparsetrain config show NAME` prints one in full."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+Tree = dict[str, Any]
+
+
+def quickstart() -> Tree:
+    """A byte-level GPT on the text of Python's own library: 2 workers, sparse exchange, 90 % sparse weights (RigL)."""
+    return {
+        "name": "quickstart",
+        "model": {"name": "gpt", "layers": 4, "width": 128, "heads": 4, "context": 128},
+        "data": {"name": "text"},
+        "optimizer": {"name": "adamw", "learning_rate": 3e-3, "weight_decay": 0.01},
+        "train": {"steps": 400, "batch_size": 8},
+        "exchange": {"regime": "sparse", "density": 0.1, "every": 10},
+        "masks": {"method": {"name": "rigl"}, "sparsity": 0.9, "every": 50},
+    }
+
+
+def fashion_mnist() -> Tree:
+    """A small CNN on Fashion-MNIST: SGD with momentum, gradients at 1 % with density warm-up, 90 % sparse weights."""
+    return {
+        "name": "fashion_mnist",
+        "model": "cnn",
+        "data": "fashion_mnist",
+        "optimizer": {"name": "sgd", "learning_rate": 0.05, "momentum": 0.9, "weight_decay": 5e-4},
+        "train": {"steps": 1000, "batch_size": 64},
+        "exchange": {"regime": "sparse", "density": 0.01, "warmup": 0.1},
+        "masks": {"method": {"name": "rigl"}, "sparsity": 0.9},
+    }
+
+
+def text_gpt() -> Tree:
+    """The quickstart's GPT for longer: 2000 steps, dense weights, local steps with the top 10 % of the difference."""
+    return {
+        "name": "text_gpt",
+        "model": {"name": "gpt", "layers": 4, "width": 128, "heads": 4, "context": 128},
+        "data": {"name": "text"},
+        "optimizer": {"name": "adamw", "learning_rate": 2e-3, "weight_decay": 0.01},
+        "train": {"steps": 2000, "batch_size": 8, "evaluate_every": 200},
+        "exchange": {"regime": "sparse", "density": 0.1, "every": 10},
+    }
+
+
+PRESETS: dict[str, Callable[[], Tree]] = {f.__name__: f for f in (quickstart, fashion_mnist, text_gpt)}

@@ -1,0 +1,197 @@
+"""Everything that a run is made of on one rank, how it is built from the job, and how it is saved and restored."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import pathlib
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sparsetrain.collective.world import World
+from sparsetrain.config.errors import JobError
+from sparsetrain.config.job import Job
+from sparsetrain.data.sampler import Sampler
+from sparsetrain.engine import checkpoint
+from sparsetrain.engine.update import EveryStep, LocalSteps
+from sparsetrain.gradient.exchange import GradientExchange
+from sparsetrain.masks.controller import MaskController
+
+
+@dataclasses.dataclass
+class RunState:
+    """The parts of a run and how far it has come: `step` optimizer steps, `wall_s` seconds of training."""
+
+    job: Job
+    world: World
+    model: Any
+    data: Any
+    sampler: Sampler
+    parameters: dict[str, nn.Parameter]
+    optimizer: torch.optim.Optimizer
+    exchange: GradientExchange
+    update: EveryStep | LocalSteps
+    masks: MaskController | None
+    step: int = 0
+    wall_s: float = 0.0
+
+    @property
+    def global_batch(self) -> int:
+        """Return the samples that one step takes over all ranks."""
+        return self.job.train.batch_size * self.job.train.accumulate * self.world.size
+
+    def weights_digest(self) -> str:
+        """Return the blake2b digest of all weights, as hex: equal on all ranks after an exchange."""
+        digest = hashlib.blake2b(digest_size=16)
+        for name, parameter in self.parameters.items():
+            digest.update(name.encode())
+            digest.update(parameter.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+        return digest.hexdigest()
+
+    def sync_masks(self) -> None:
+        """Tell the exchange and the update rule which coordinates are active now."""
+        if self.masks is not None:
+            self.exchange.set_masks(self.masks.masks.masks, self.masks.masks.epoch)
+            self.update.set_masks(self.masks.masks.masks)
+
+
+def build(job: Job, world: World) -> RunState:
+    """Return the state at step 0: weights from the seed (or `train.init_from`), the same on all ranks."""
+    device = world.transport.device
+    torch.manual_seed(job.seed)
+    model = job.model.build().to(device)
+    data = job.data.build()
+    _check_fit(job, data, world)
+    if job.train.init_from:
+        path = pathlib.Path(job.train.init_from)
+        try:
+            checkpoint.load_model(model, checkpoint.read_tensors(path), path)
+        except checkpoint.CheckpointError as error:
+            raise JobError(f"train.init_from: {error}") from error
+    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    optimizer = job.optimizer.build().optimizer(model)
+    exchanges = -(-job.train.steps // job.exchange.every)
+    shapes = {name: tuple(p.shape) for name, p in parameters.items()}
+    exchange = GradientExchange(job.exchange, shapes, world, exchanges, device)
+    masks = None
+    if job.masks is not None:
+        gather = world.transport.gather_bytes
+        masks = MaskController(
+            job.masks,
+            parameters,
+            maskable=model.maskable(),
+            seed=job.seed,
+            steps=job.train.steps,
+            gather=lambda data: gather(data, "mask"),
+            fresh=job.train.init_from is None,
+        )
+    update: EveryStep | LocalSteps
+    if job.exchange.every == 1:
+        update = EveryStep(parameters, optimizer, exchange, job.train.clip, world)
+    else:
+        mask_gradients = masks.mask_gradients if masks is not None else _nothing
+        update = LocalSteps(
+            parameters, optimizer, exchange, job.train.clip, job.exchange.every, job.exchange.outer, mask_gradients
+        )
+    sampler = Sampler(data.train_size, job.train.batch_size, world.rank, world.size, job.seed)
+    state = RunState(job, world, model, data, sampler, parameters, optimizer, exchange, update, masks)
+    state.sync_masks()
+    # Dropout and other draws differ between ranks; weights and masks are drawn above, from the shared seed.
+    torch.manual_seed(job.seed * 1_000_003 + world.rank + 1)
+    return state
+
+
+def _nothing() -> None:
+    return
+
+
+def _check_fit(job: Job, data: Any, world: World) -> None:
+    context, wanted = getattr(job.data.config, "context", None), getattr(job.model.config, "context", None)
+    if context is not None and wanted is not None and context > wanted:
+        raise JobError(f"data.context: {context} is more than model.context ({wanted})")
+    if job.train.batch_size * world.size > data.train_size:
+        raise JobError(
+            f"train.batch_size: {job.train.batch_size} x {world.size} workers is more than the {data.train_size} samples"
+        )
+
+
+def save(state: RunState, root: pathlib.Path) -> pathlib.Path:
+    """Write a complete checkpoint under `root` and return its folder. Collective; falls on exchange boundaries."""
+    world, final = state.world, checkpoint.folder_of(root, state.step)
+    unfinished = final.with_name(final.name + ".unfinished")
+    if world.rank == 0:
+        unfinished.mkdir(parents=True, exist_ok=True)
+    world.transport.barrier()
+    rank = f"rank{world.rank:05d}"
+    own = {f"residual/{name}": tensor for name, tensor in state.exchange.residuals().items()}
+    own["random/torch"] = torch.get_rng_state()
+    checkpoint.write_tensors(unfinished / f"residual.{rank}.safetensors", own)
+    optimizer = checkpoint.optimizer_tensors(state.optimizer, state.parameters)
+    if state.job.exchange.every > 1:
+        checkpoint.write_tensors(unfinished / f"optimizer.{rank}.safetensors", optimizer)
+    if world.rank == 0:
+        if state.job.exchange.every == 1:
+            checkpoint.write_tensors(unfinished / "optimizer.safetensors", optimizer)
+        checkpoint.write_tensors(unfinished / "model.safetensors", checkpoint.model_tensors(state.model))
+        masks = state.masks.state_dict() if state.masks is not None else {"packed": {}, "epoch": 0}
+        checkpoint.write_tensors(unfinished / "masks.safetensors", masks["packed"])
+        checkpoint.write_tensors(unfinished / "outer.safetensors", state.update.state())
+        about = {
+            "format": checkpoint.FORMAT,
+            "step": state.step,
+            "samples": state.step * state.global_batch,
+            "exchanges": state.exchange.step,
+            "mask_epoch": masks["epoch"],
+            "world_size": world.size,
+            "wall_s": state.wall_s,
+            "sent_bytes": world.transport.meter.sent,
+            "weights_digest": state.weights_digest(),
+        }
+        checkpoint.write_text(unfinished / "state.json", json.dumps(about, indent=1))
+    world.transport.barrier()
+    if world.rank == 0:
+        checkpoint.publish(unfinished, final, state.job.checkpoint.keep)
+    world.transport.barrier()
+    return final
+
+
+def restore(state: RunState, folder: pathlib.Path) -> None:
+    """Continue from a checkpoint, also on another number of ranks. Raises CheckpointError when it does not fit."""
+    about = checkpoint.read_state(folder)
+    checkpoint.load_model(state.model, checkpoint.read_tensors(folder / "model.safetensors"), folder)
+    if state.masks is not None:
+        packed = checkpoint.read_tensors(folder / "masks.safetensors")
+        state.masks.load_state_dict({"packed": packed, "epoch": about["mask_epoch"]})
+    state.sync_masks()
+    state.update.load_state(checkpoint.read_tensors(folder / "outer.safetensors"))
+    ranks, rank = about["world_size"], state.world.rank
+    own = "optimizer.safetensors"
+    if state.job.exchange.every > 1:
+        own = f"optimizer.rank{rank % ranks:05d}.safetensors"
+    checkpoint.load_optimizer(state.optimizer, state.parameters, checkpoint.read_tensors(folder / own))
+    files = [folder / f"residual.rank{r:05d}.safetensors" for r in range(ranks)]
+    if ranks == state.world.size:
+        mine = checkpoint.read_tensors(files[rank])
+        state.exchange.load_residuals(_residuals(mine))
+        torch.set_rng_state(mine["random/torch"])
+    else:
+        state.exchange.load_residuals(_mean([_residuals(checkpoint.read_tensors(file)) for file in files]))
+    state.exchange.step = about["exchanges"]
+    # A changed batch moves the border between finished and new samples to a whole number of steps.
+    state.step = about["step"]
+    state.wall_s = about["wall_s"]
+    state.world.transport.meter.sent.update(about["sent_bytes"])
+    if state.weights_digest() != about["weights_digest"]:
+        raise checkpoint.CheckpointError(f"{folder}: weights do not have the digest that state.json names")
+
+
+def _residuals(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {key.removeprefix("residual/"): tensor for key, tensor in tensors.items() if key.startswith("residual/")}
+
+
+def _mean(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Return the mean residual, which every rank of the new world starts from: the mean over ranks is preserved."""
+    return {name: torch.stack([part[name] for part in parts]).mean(0) for name in parts[0]}

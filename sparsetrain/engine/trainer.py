@@ -1,0 +1,208 @@
+"""The loop. Read `Trainer.run` and `Trainer.train_step`: they are the algorithm."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import pathlib
+import resource
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sparsetrain.collective.world import World
+from sparsetrain.config.job import Job
+from sparsetrain.engine import checkpoint
+from sparsetrain.engine.evaluate import evaluate
+from sparsetrain.engine.learning_rate import factor_at
+from sparsetrain.engine.state import RunState, build, restore, save
+from sparsetrain.engine.window import Window
+from sparsetrain.masks.controller import Report
+
+
+class ReplicasDiffer(RuntimeError):
+    """Ranks hold different weights where they must be equal; the message names the ranks."""
+
+
+def train(job: Job, world: World, folder: pathlib.Path, log: Callable[[str], None], tracker: Any = None) -> dict[str, Any]:
+    """Train the job on this rank and return the last evaluation, steps, wall seconds and the digest of the weights.
+
+    `folder` is the run folder, shared by all ranks; `tracker` (rank 0 only) receives rows and events. Collective.
+    """
+    return Trainer(build(job, world), folder, log, tracker).run()
+
+
+class Trainer:
+    """One rank's loop over a RunState."""
+
+    def __init__(self, state: RunState, folder: pathlib.Path, log: Callable[[str], None], tracker: Any = None) -> None:
+        self.state = state
+        self.job = state.job
+        self.world = state.world
+        self.checkpoints = folder / "checkpoints"
+        self.log = log
+        self.tracker = tracker
+        self.window = Window(state.world.transport.meter)
+        self.peak = [group["lr"] for group in state.optimizer.param_groups]
+        self.evaluation: dict[str, float] = {}
+
+    def run(self) -> dict[str, Any]:
+        """Train until the last step; evaluate, record and save where the job says so."""
+        state, job = self.state, self.job
+        self._resume()
+        self._check_replicas()
+        self.window = Window(self.world.transport.meter, state.exchange.seconds)
+        self.log(f"data: {state.data.describe()}")
+        began = time.perf_counter() - state.wall_s
+        while state.step < job.train.steps:
+            report = self.train_step()
+            done = state.step == job.train.steps
+            state.wall_s = time.perf_counter() - began
+            row: dict[str, float] = {}
+            if done or state.step % job.train.evaluate_every == 0:
+                row.update(self._evaluate())
+                began = time.perf_counter() - state.wall_s  # evaluation does not count as training time
+            if done or row or report or state.step % job.log.every == 0:
+                self._record(row, report)
+            if done or (job.checkpoint.every and state.step % job.checkpoint.every == 0):
+                save(state, self.checkpoints)
+        if not self.evaluation:
+            self._evaluate()
+        return {
+            "steps": state.step,
+            "wall_s": state.wall_s,
+            "weights_digest": state.weights_digest(),
+            "sent_bytes": dict(self.world.transport.meter.sent),
+            **self.evaluation,
+        }
+
+    def train_step(self) -> Report | None:
+        """One step: gradients, scores where a mask update is due, update of the weights, update of the masks."""
+        state, job = self.state, self.job
+        self._set_learning_rate()
+        last = state.step + 1 == job.train.steps
+        self._forward_backward()
+        masks = state.masks
+        due = masks is not None and masks.is_update(state.step + 1)
+        with self.window.span("scores"):
+            # Scores are the mean of unmasked gradients, so they are taken before anything is masked away.
+            scores = self._mean_gradient() if masks is not None and due and masks.needs_gradient(state.step + 1) else {}
+        with self.window.span("update"):
+            updated = state.update.step(last)
+        self.window.stepped(updated)
+        report = None
+        if masks is not None and updated.exchanged:
+            masks.mask_weights()
+            if due:
+                report = masks.step(state.step + 1, lambda: scores, state.optimizer)
+                state.sync_masks()
+        state.step += 1
+        return report
+
+    def _set_learning_rate(self) -> None:
+        train = self.job.train
+        factor = factor_at(self.state.step, train.steps, train.warmup, train.final_learning_rate)
+        for group, peak in zip(self.state.optimizer.param_groups, self.peak, strict=True):
+            group["lr"] = peak * factor
+
+    def _forward_backward(self) -> None:
+        """Leave the gradient, averaged over the accumulated micro-batches, in `.grad`."""
+        state, train = self.state, self.job.train
+        state.optimizer.zero_grad(set_to_none=True)
+        total = 0.0
+        for micro in range(train.accumulate):
+            with self.window.span("data"):
+                position = state.step * state.global_batch + micro * train.batch_size * self.world.size
+                batch = state.data.train_batch(state.sampler.indices(position))
+                batch = tuple(part.to(self.world.transport.device) for part in batch)
+            with self.window.span("forward_backward"):
+                with self._autocast():
+                    loss = state.model.loss(batch)
+                (loss / train.accumulate).backward()
+                total += float(loss.detach()) / train.accumulate
+        self.window.losses.append(total)
+
+    def _autocast(self) -> contextlib.AbstractContextManager[Any]:
+        if self.job.train.precision == "fp32":
+            return contextlib.nullcontext()
+        return torch.autocast(self.world.transport.device.type, torch.bfloat16)
+
+    def _mean_gradient(self) -> dict[str, Tensor]:
+        """Return the mean gradient of the masked tensors over all ranks: one dense all-reduce, booked under mask."""
+        names = list(self.state.masks.masks.masks) if self.state.masks is not None else []
+        parts = [self.state.parameters[name] for name in names]
+        flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).reshape(-1).float() for p in parts])
+        self.world.transport.all_reduce(flat, "mask")
+        # A non-finite score would rank anything; every rank sees the same one, so all put zero in its place.
+        flat = torch.nan_to_num(flat.div_(self.world.size), nan=0.0, posinf=0.0, neginf=0.0)
+        pieces = flat.split([p.numel() for p in parts])
+        return {name: piece.view_as(p) for name, piece, p in zip(names, pieces, parts, strict=True)}
+
+    def _evaluate(self) -> dict[str, float]:
+        train = self.job.train
+        self._check_replicas()
+        self.evaluation = evaluate(
+            self.state.model, self.state.data, train.batch_size, train.evaluate_batches, self.world
+        )
+        return dict(self.evaluation)
+
+    def _check_replicas(self) -> None:
+        """Compare the digests of all ranks' weights. Raises ReplicasDiffer."""
+        digests = self.world.transport.gather_bytes(self.state.weights_digest().encode())
+        others = [rank for rank, digest in enumerate(digests) if digest != digests[0]]
+        if others:
+            raise ReplicasDiffer(f"step {self.state.step}: weights of ranks {others} differ from rank 0's")
+
+    def _resume(self) -> None:
+        if not self.job.checkpoint.resume:
+            return
+        found = checkpoint.complete(self.checkpoints)
+        for folder in reversed(found):
+            try:
+                restore(self.state, folder)
+            except checkpoint.CheckpointError as error:
+                self.log(f"checkpoint skipped: {error}")
+                continue
+            self.log(f"resumed from {folder.name}")
+            return
+        if found:
+            raise checkpoint.CheckpointError(f"none of the {len(found)} checkpoints in {self.checkpoints} is readable")
+
+    def _record(self, row: dict[str, float], report: Report | None) -> None:
+        """Send one row of metrics to the tracker. The loss is the mean over ranks: collective."""
+        state, transport = self.state, self.world.transport
+        local = torch.tensor([self.window.mean_loss(), self.window.seconds()], dtype=torch.float64)
+        total = transport.rank_ordered_sum(local.to(transport.device), "control") / self.world.size
+        if self.tracker is not None:
+            row = {
+                "train/step": state.step,
+                "train/samples": state.step * state.global_batch,
+                "train/loss": float(total[0]),
+                "train/lr": state.optimizer.param_groups[0]["lr"],
+                **row,
+                **self.window.figures(state),
+                **_mask_figures(state, report),
+                "memory/peak_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+                "memory/residual_gib": state.exchange.residual_bytes() / 2**30,
+                "job/world_size": self.world.size,
+                "job/wall_s": state.wall_s,
+            }
+            self.tracker.log({key: value for key, value in row.items() if not math.isnan(value)})
+        self.window = Window(transport.meter, state.exchange.seconds)
+
+
+def _mask_figures(state: RunState, report: Report | None) -> dict[str, float]:
+    if state.masks is None:
+        return {}
+    figures = {"mask/sparsity": state.masks.masks.sparsity(), "mask/epoch": state.masks.masks.epoch}
+    if report is not None:
+        figures |= {
+            "mask/sparsity_target": report.target_sparsity,
+            "mask/dropped": report.dropped,
+            "mask/grown": report.grown,
+            "mask/churn": report.churn,
+        }
+    return figures

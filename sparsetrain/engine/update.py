@@ -1,0 +1,169 @@
+"""How local gradients become one weight update: at every step, or as the difference of H local steps."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from sparsetrain.collective.world import World
+from sparsetrain.config.job import Outer
+from sparsetrain.gradient.exchange import GradientExchange
+
+
+@dataclasses.dataclass(frozen=True)
+class Updated:
+    """`norm` of the gradient before clipping (nan when skipped); whether this step crossed ranks, or was skipped."""
+
+    norm: float
+    exchanged: bool
+    skipped: bool = False
+
+
+class Update(Protocol):
+    """Turns the gradients in `.grad` into new weights. All ranks call `step` together."""
+
+    def step(self, last: bool) -> Updated: ...
+
+    def set_masks(self, masks: Mapping[str, Tensor]) -> None: ...
+
+    def state(self) -> dict[str, Tensor]: ...
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None: ...
+
+
+class EveryStep:
+    """Exchange the gradients, clip their mean, take one optimizer step: the replicas never differ."""
+
+    def __init__(
+        self,
+        parameters: dict[str, nn.Parameter],
+        optimizer: torch.optim.Optimizer,
+        exchange: GradientExchange,
+        clip: float,
+        world: World,
+    ) -> None:
+        self.parameters = parameters
+        self.optimizer = optimizer
+        self.exchange = exchange
+        self.clip = clip
+        self.world = world
+
+    def step(self, last: bool) -> Updated:
+        """Exchange, clip, step. A non-finite gradient on any rank skips the step on all."""
+        means = self.exchange.aggregate({name: _gradient(p) for name, p in self.parameters.items()})
+        if means is None:
+            return Updated(float("nan"), True, skipped=True)
+        for name, parameter in self.parameters.items():
+            parameter.grad = means[name].to(parameter.dtype)
+        norm = torch.nn.utils.get_total_norm([means[name] for name in self.parameters]).reshape(1)
+        # Rank 0's norm steers everyone: other processors may round a long sum differently.
+        self.world.transport.broadcast(norm, "control")
+        _clip(self.parameters, self.clip, norm)
+        self.optimizer.step()
+        return Updated(float(norm), True)
+
+    def set_masks(self, masks: Mapping[str, Tensor]) -> None:
+        """Nothing of its own lives on masked coordinates."""
+
+    def state(self) -> dict[str, Tensor]:
+        """Return no tensors."""
+        return {}
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Nothing to load."""
+
+
+class LocalSteps:
+    """H optimizer steps on each rank's own gradients, then the weight difference is exchanged (DiLoCo, SparseLoCo).
+
+    The optimizer sees dense gradients, so AdamW's step does not shrink; what the sparsifier keeps back of the
+    difference stays in the residual. Replicas are equal after each exchange.
+    """
+
+    def __init__(
+        self,
+        parameters: dict[str, nn.Parameter],
+        optimizer: torch.optim.Optimizer,
+        exchange: GradientExchange,
+        clip: float,
+        every: int,
+        outer: Outer,
+        mask_gradients: Callable[[], None],
+    ) -> None:
+        self.parameters = parameters
+        self.optimizer = optimizer
+        self.exchange = exchange
+        self.clip = clip
+        self.every = every
+        self.outer = outer
+        self.mask_gradients = mask_gradients
+        self.since = 0
+        self.anchor = {name: p.detach().clone() for name, p in parameters.items()}
+        self.momentum = {name: torch.zeros_like(p) for name, p in self.anchor.items()} if outer.momentum else {}
+
+    def step(self, last: bool) -> Updated:
+        """Take a local step; at every H-th step and at the last one exchange the difference."""
+        self.mask_gradients()
+        gradients = [_gradient(parameter) for parameter in self.parameters.values()]
+        norm = torch.nn.utils.get_total_norm(gradients).reshape(1)
+        finite = bool(torch.isfinite(norm))
+        if finite:
+            _clip(self.parameters, self.clip, norm)
+            self.optimizer.step()
+        self.since += 1
+        if self.since < self.every and not last:
+            return Updated(float(norm), False, skipped=not finite)
+        self.since = 0
+        return Updated(float(norm), True, skipped=not self._exchange() or not finite)
+
+    @torch.no_grad()
+    def _exchange(self) -> bool:
+        """Move all replicas to anchor - outer step of the mean difference; False when a rank's was not finite."""
+        means = self.exchange.aggregate({name: self.anchor[name] - p for name, p in self.parameters.items()})
+        for name, parameter in self.parameters.items():
+            anchor = self.anchor[name]
+            if means is not None:
+                anchor.sub_(self._direction(name, means[name]), alpha=self.outer.learning_rate)
+            parameter.copy_(anchor)
+        return means is not None
+
+    def _direction(self, name: str, mean: Tensor) -> Tensor:
+        if not self.outer.momentum:
+            return mean
+        momentum = self.momentum[name].mul_(self.outer.momentum).add_(mean)
+        return mean + self.outer.momentum * momentum if self.outer.nesterov else momentum
+
+    @torch.no_grad()
+    def set_masks(self, masks: Mapping[str, Tensor]) -> None:
+        """Follow a mask update: anchors take the new weights, outer momentum dies outside the masks."""
+        for name, parameter in self.parameters.items():
+            self.anchor[name].copy_(parameter)
+        for name, mask in masks.items():
+            if name in self.momentum:
+                self.momentum[name].copy_(torch.where(mask, self.momentum[name], 0.0))
+
+    def state(self) -> dict[str, Tensor]:
+        """Return the outer momentum by parameter name; checkpoints fall on exchanges, where anchor == weight."""
+        return dict(self.momentum)
+
+    @torch.no_grad()
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Put back the outer momentum and take the current weights as anchors."""
+        for name, parameter in self.parameters.items():
+            self.anchor[name].copy_(parameter)
+            if name in self.momentum:
+                self.momentum[name].copy_(state[name])
+
+
+def _gradient(parameter: nn.Parameter) -> Tensor:
+    # A parameter that this batch did not use still has its place in the layout.
+    return parameter.grad if parameter.grad is not None else torch.zeros_like(parameter)
+
+
+def _clip(parameters: Mapping[str, nn.Parameter], limit: float, norm: Tensor) -> None:
+    if limit:
+        torch.nn.utils.clip_grads_with_norm_(parameters.values(), limit, norm.squeeze(0))

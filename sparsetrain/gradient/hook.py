@@ -1,0 +1,73 @@
+"""The third door: our exchange as a communication hook of DistributedDataParallel.
+
+    state = HookState(exchange_config, model, world, steps)
+    ddp.register_comm_hook(state, comm_hook)
+
+DDP rebuilds its buckets after the first iteration, so the residual belongs to parameter names, never to bucket numbers.
+"""
+
+import torch
+import torch.distributed as dist
+
+from sparsetrain.collective.world import World
+from sparsetrain.config.job import Exchange
+from sparsetrain.gradient.exchange import GradientExchange
+
+
+class HookState:
+    """The exchange of each DDP bucket, found by the names of its parameters; residuals follow the names.
+
+    The hook sees gradients as backward left them: with a loss scaler, unscale is not possible here, so use bf16 or fp32.
+    """
+
+    def __init__(self, config: Exchange, model: torch.nn.Module, world: World, steps: int) -> None:
+        self.config = config
+        self.world = world
+        self.steps = steps
+        self.names = {id(parameter): name for name, parameter in model.named_parameters()}
+        self.exchanges: dict[tuple[str, ...], GradientExchange] = {}
+        self._stray: dict[str, torch.Tensor] = {}
+
+    def exchange_of(self, names: tuple[str, ...], gradients: dict[str, torch.Tensor]) -> GradientExchange:
+        """Return the exchange of the bucket with these parameters; a new bucket inherits their residuals."""
+        if names not in self.exchanges:
+            shapes = {name: tuple(gradient.shape) for name, gradient in gradients.items()}
+            device = next(iter(gradients.values())).device
+            fresh = GradientExchange(self.config, shapes, self.world, self.steps, device)
+            for key in [key for key in self.exchanges if set(key) & set(names)]:
+                old = self.exchanges.pop(key)
+                fresh.step = max(fresh.step, old.step)
+                self._stray.update(old.residuals())
+            fresh.load_residuals({name: self._stray.pop(name) for name in names if name in self._stray})
+            self.exchanges[names] = fresh
+        return self.exchanges[names]
+
+    def residuals(self) -> dict[str, torch.Tensor]:
+        """Return this rank's residuals by parameter name: put them into your checkpoint, one file a rank."""
+        merged = dict(self._stray)
+        for exchange in self.exchanges.values():
+            merged.update(exchange.residuals())
+        return merged
+
+    def load_residuals(self, residuals: dict[str, torch.Tensor]) -> None:
+        """Put back what `residuals` returned, before the first backward."""
+        self.exchanges.clear()
+        self._stray = dict(residuals)
+
+
+def comm_hook(state: HookState, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
+    """Return a finished future with the bucket's mean gradient; all NaN where a rank's gradient was not finite.
+
+    Every collective is issued here, on the thread of backward and in bucket order, never from a callback.
+    """
+    names = tuple(state.names[id(parameter)] for parameter in bucket.parameters())
+    gradients = dict(zip(names, bucket.gradients(), strict=True))
+    means = state.exchange_of(names, gradients).aggregate(gradients)
+    for name, gradient in gradients.items():
+        if means is None:
+            gradient.fill_(float("nan"))
+        else:
+            gradient.copy_(means[name])
+    future: torch.futures.Future[torch.Tensor] = torch.futures.Future()
+    future.set_result(bucket.buffer())
+    return future

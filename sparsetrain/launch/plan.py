@@ -1,0 +1,58 @@
+"""What was started, where and with what: written to launch.json beside the job."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from sparsetrain.config.job import Job
+
+# Prefixes of the variables that change a run. Only their names are recorded: values may be secrets.
+KEYS = ("CUDA_VISIBLE", "GLOO_", "MASTER_", "NCCL_", "OMP_", "RANK", "RAY_", "SPARSETRAIN_", "TORCH_", "WANDB_", "WORLD_")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LaunchPlan:
+    """How a run is started. `cpus` and `gpus` are per worker; `address` is None for a cluster of our own."""
+
+    name: str
+    launcher: str
+    workers: int
+    cpus: float
+    gpus: float
+    strategy: str | None = None
+    address: str | None = None
+    environment: tuple[str, ...] = ()
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return what launch.json holds."""
+        return dataclasses.asdict(self)
+
+    def line(self) -> str:
+        """Return the plan in one line for people."""
+        where = f" at {self.address}" if self.address else " on this machine"
+        each = f"{self.cpus:g} CPU" + (f", {self.gpus:g} GPU" if self.gpus else "")
+        order = f", {self.strategy}" if self.strategy else ""
+        return f"{self.name}: {self.workers} worker(s) of {each} by {self.launcher}{where}{order}"
+
+
+def ray_plan(job: Job, env: Mapping[str, str] = os.environ) -> LaunchPlan:
+    """Return the plan of a run on Ray: the local machine, or the cluster that the job names."""
+    cluster = job.cluster
+    return LaunchPlan(
+        name=job.name,
+        launcher="ray",
+        workers=cluster.workers,
+        cpus=cluster.cpus_per_worker,
+        gpus=cluster.gpus_per_worker,
+        strategy=cluster.strategy,
+        address=cluster.address,
+        environment=relevant(env),
+    )
+
+
+def relevant(env: Mapping[str, str]) -> tuple[str, ...]:
+    """Return the names (never the values) of the variables that change a run."""
+    return tuple(sorted(key for key in env if key.startswith(KEYS)))

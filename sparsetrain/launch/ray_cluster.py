@@ -1,0 +1,163 @@
+"""A Ray cluster to run on: an own one on this machine, or one that exists; and the place in it that a job needs."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import secrets
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from sparsetrain.config.errors import JobError
+from sparsetrain.config.job import Cluster
+from sparsetrain.launch.signals import kept, undisturbed
+
+STOP_TIMEOUT = 5.0  # seconds that processes of an own cluster get to end by themselves
+OBJECT_STORE = 128 << 20  # bytes; only small messages pass through it
+
+
+@contextlib.contextmanager
+def ray_cluster(cluster: Cluster) -> Iterator[None]:
+    """Be connected to a cluster; an own one has ended with all its processes and files when this returns.
+
+    Raises JobError when the job's address does not answer.
+    """
+    if cluster.address:
+        with connected(cluster.address):
+            yield
+    else:
+        with local_cluster(cluster):
+            yield
+
+
+@contextlib.contextmanager
+def local_cluster(cluster: Cluster) -> Iterator[None]:
+    """Run Ray on the loopback of this machine, behind a token, with as many logical CPUs as the job asks for."""
+    secure(os.environ)
+    import ray
+
+    # Paths of Unix sockets have at most 107 characters: a short folder.
+    folder = tempfile.mkdtemp(prefix="st-", dir="/tmp" if os.path.isdir("/tmp") else None)
+    before = {process.pid for process in children()}
+    try:
+        with kept():  # init takes SIGTERM for itself
+            ray.init(
+                address="local",  # also where RAY_ADDRESS names another cluster
+                num_cpus=max(math.ceil(cluster.workers * cluster.cpus_per_worker), os.cpu_count() or 1),
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level="error",
+                namespace=f"sparsetrain-{secrets.token_hex(4)}",
+                object_store_memory=OBJECT_STORE,
+                _temp_dir=folder,
+            )
+        yield
+    finally:
+        with undisturbed():
+            started = [process for process in children() if process.pid not in before]
+            ray.shutdown()
+            end(started)
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def connected(address: str) -> Iterator[None]:
+    """Be connected to the cluster at `address`, with the token in RAY_AUTH_TOKEN if it wants one."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    if os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH"):
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+    import ray
+
+    try:
+        namespace = f"sparsetrain-{secrets.token_hex(4)}"
+        with kept():
+            ray.init(address=address, log_to_driver=False, logging_level="error", namespace=namespace)
+    except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+        first = str(error).strip().split("\n")[0]
+        raise JobError(f"cluster.address: no Ray cluster answers at {address!r}: {first}") from error
+    try:
+        yield
+    finally:
+        with undisturbed():
+            ray.shutdown()
+
+
+def secure(environment: Any) -> None:
+    """Set what an own cluster shall have before Ray is imported: loopback only, a fresh token, no usage report."""
+    environment.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    environment.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    # Ray turns a given 127.0.0.1 into the outer address; this switch makes it stay on the loopback.
+    environment.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+    if environment.setdefault("RAY_AUTH_MODE", "token") == "token" and not environment.get("RAY_AUTH_TOKEN_PATH"):
+        environment.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+
+
+@contextlib.contextmanager
+def placement(cluster: Cluster) -> Iterator[Any]:
+    """Hold a placement group with one bundle per worker.
+
+    Raises JobError, saying what was asked and what there is, when the cluster cannot give it in time.
+    """
+    from ray.util import placement_group, remove_placement_group
+
+    bundle = {"CPU": cluster.cpus_per_worker}
+    if cluster.gpus_per_worker:
+        bundle["GPU"] = cluster.gpus_per_worker
+    refuse_impossible(cluster)
+    group = placement_group([bundle] * cluster.workers, strategy=cluster.strategy)
+    try:
+        deadline = time.monotonic() + cluster.start_timeout
+        while not group.wait(timeout_seconds=1):
+            if time.monotonic() > deadline:
+                raise JobError(f"{shortage(cluster)}; waited {cluster.start_timeout:g} s (cluster.start_timeout)")
+        yield group
+    finally:
+        with undisturbed(), contextlib.suppress(Exception):  # the cluster may be gone: there is nothing left to remove
+            remove_placement_group(group)
+
+
+def refuse_impossible(cluster: Cluster) -> None:
+    """Raise JobError at once where waiting cannot help: an own cluster does not grow."""
+    import ray
+
+    if cluster.address:
+        return
+    if cluster.strategy == "STRICT_SPREAD" and cluster.workers > 1:
+        raise JobError(f"cluster.strategy: STRICT_SPREAD needs {cluster.workers} nodes; this machine is one")
+    if ray.cluster_resources().get("GPU", 0.0) < cluster.workers * cluster.gpus_per_worker:
+        raise JobError(shortage(cluster))
+
+
+def shortage(cluster: Cluster) -> str:
+    """Return what the job asks for and what the cluster has."""
+    import ray
+
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    total = ray.cluster_resources()
+    has = f"{total.get('CPU', 0):g} CPU, {total.get('GPU', 0):g} GPU on {len(nodes)} node(s)"
+    asked = f"{cluster.workers} x ({cluster.cpus_per_worker:g} CPU, {cluster.gpus_per_worker:g} GPU)"
+    return f"cluster: asked for {asked}, {cluster.strategy}; the cluster has {has}"
+
+
+def children() -> list[Any]:
+    """Return this process's descendants (psutil.Process)."""
+    import ray  # noqa: F401, I001  (it ships psutil and puts it on the path)
+    import psutil
+
+    return list(psutil.Process().children(recursive=True))
+
+
+def end(processes: list[Any]) -> None:
+    """Wait for these processes to end; kill those that do not."""
+    import psutil
+
+    _, alive = psutil.wait_procs(processes, timeout=STOP_TIMEOUT)
+    for process in alive:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(alive, timeout=STOP_TIMEOUT)
+

@@ -1,0 +1,158 @@
+"""The verbs that train: check the folder, launch, show, and say how it ended."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+import sys
+from typing import Any
+
+from sparsetrain.config.errors import JobError
+from sparsetrain.config.job import Job
+from sparsetrain.config.load import load_job, parse, to_tree
+from sparsetrain.launch.compare import against_jobs, outcome_lines, table, write_report
+from sparsetrain.launch.failure import RunFailed
+from sparsetrain.launch.plan import ray_plan
+from sparsetrain.launch.signals import Stopped, listening
+from sparsetrain.worker import existing, record
+
+FAILED = 1
+STOPPED = 130
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """What the command line says beside the job. `against`: jobs, or "dense", that run first."""
+
+    fresh: bool = False
+    as_json: bool = False
+    against: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Ended:
+    """How one run ended; `code` is the exit code."""
+
+    job: Job
+    folder: pathlib.Path
+    status: str
+    code: int = 0
+    result: dict[str, Any] | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return what `--json` prints of this run."""
+        return {"name": self.job.name, "status": self.status, "folder": str(self.folder), "result": self.result}
+
+
+def run_job(job: Job, options: Options | None = None) -> int:
+    """Run the job, after the ones it is compared with, and return the exit code: 0, 1 (failed) or 130 (stopped)."""
+    options = options or Options()
+    jobs = [*against_jobs(job, options.against), job]
+    for each in jobs:
+        if not options.fresh:
+            existing.finished(each, record.run_folder(each))  # refuse before the first one starts
+    ended: list[Ended] = []
+    for each in jobs:
+        ended.append(_run_one(each, options))
+        if ended[-1].code:
+            break
+    _conclude(ended, options)
+    return ended[-1].code
+
+
+def resume_run(name: str, overrides: tuple[str, ...], options: Options) -> int:
+    """Continue the run called `name` (or the run folder `name`) and return the exit code."""
+    folder = find_folder(name)
+    job = load_job(str(folder / "job.yaml"), (*overrides, "checkpoint.resume=true"))
+    if record.run_folder(job) != folder:
+        # The folder was moved, or the run was started from elsewhere: go on where it lies.
+        tree = to_tree(job)
+        job = parse({**tree, "name": folder.name, "log": {**tree["log"], "folder": str(folder.parent)}})
+    return run_job(job, options)
+
+
+def show_plan(job: Job, options: Options) -> int:
+    """Print what would be started and start nothing; the job itself is checked already."""
+    jobs = [*against_jobs(job, options.against), job]
+    plans = []
+    for each in jobs:
+        folder = record.run_folder(each)
+        done = not options.fresh and existing.finished(each, folder)
+        plans.append({**ray_plan(each).as_dict(), "folder": str(folder), "finished": done})
+    if options.as_json:
+        print(json.dumps({"plans": plans, "job": to_tree(job)}, indent=2))
+        return 0
+    for each, plan in zip(jobs, plans, strict=True):
+        print(ray_plan(each).line())
+        print(f"  folder {plan['folder']}{' (already finished)' if plan['finished'] else ''}")
+    return 0
+
+
+def report_runs(names: tuple[str, ...], out: str | None) -> None:
+    """Print the comparison of runs and write their report."""
+    folders = [find_folder(name) for name in names]
+    print(table(folders))
+    print(f"report: {write_report(folders, pathlib.Path(out) if out else folders[-1] / 'report')}")
+
+
+def find_folder(name: str) -> pathlib.Path:
+    """Return the run folder of a name (under runs/) or a path. Raises JobError with the near names."""
+    from sparsetrain.registry import nearest
+
+    runs = pathlib.Path("runs")
+    for folder in (pathlib.Path(name), runs / name):
+        if (folder / "job.yaml").is_file():
+            return folder.absolute()
+    names = sorted(path.parent.name for path in runs.glob("*/job.yaml"))
+    raise JobError(f"{name}: no such run; in runs/: {', '.join(names) or 'none'}{nearest(name, names)}")
+
+
+def _run_one(job: Job, options: Options) -> Ended:
+    """Run one job to its end; failures are printed here, once."""
+    from sparsetrain.launch.ray_driver import run_on_ray
+    from sparsetrain.launch.show import progress
+
+    folder = record.run_folder(job)
+    shown = progress(sys.stderr if options.as_json else sys.stdout)
+    if options.fresh:
+        moved = existing.move_aside(folder)
+        if moved:
+            shown.line(f"moved {folder} to {moved}")
+    if existing.finished(job, folder):
+        shown.line(f"{job.name}: already finished ({folder})")
+        return Ended(job=job, folder=folder, status="finished", result=existing.status(folder).get("result"))
+    plan = ray_plan(job)
+    record.begin(job, folder, plan.as_dict())
+    shown.line(plan.line())
+    try:
+        with listening():
+            result = run_on_ray(job, folder, shown)
+    except JobError as error:
+        record.end(folder, "failed", str(error))
+        raise
+    except RunFailed as error:
+        record.end(folder, "failed", str(error))
+        print(f"{error}\n{error.failure.traceback}".rstrip(), file=sys.stderr)
+        print(f"run folder: {folder} (logs/ has what every rank printed)", file=sys.stderr)
+        return Ended(job=job, folder=folder, status="failed", code=FAILED)
+    except KeyboardInterrupt as error:
+        record.end(folder, "interrupted", str(error) if isinstance(error, Stopped) else "SIGINT")
+        print(f"{job.name}: interrupted; `sparsetrain resume {folder}` continues it", file=sys.stderr)
+        return Ended(job=job, folder=folder, status="interrupted", code=STOPPED)
+    except BaseException as error:
+        record.end(folder, "failed", f"{type(error).__name__}: {error}")
+        raise
+    record.end(folder, "finished", result=result)
+    return Ended(job=job, folder=folder, status="finished", result=result)
+
+
+def _conclude(ended: list[Ended], options: Options) -> None:
+    """Print the table, where things lie, and for `--json` the one document."""
+    done = [each.folder for each in ended if each.code == 0]
+    report = write_report(done, done[-1] / "report") if done and not ended[-1].code else None
+    if options.as_json:
+        runs = [each.as_dict() for each in ended]
+        print(json.dumps({"runs": runs, "report": str(report) if report else None}, indent=2))
+    elif done and not ended[-1].code:
+        print("\n".join(outcome_lines(done, report)))

@@ -1,0 +1,23 @@
+"""A random mask that never changes: the control for every other method."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from torch import Tensor
+
+from sparsetrain.masks.methods.base import MaskMethod, Moment
+
+
+class Static(MaskMethod):
+    """Random mask, the same for the whole run. Needs nothing on the wire."""
+
+    changes = False
+
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Config:
+        """No options."""
+
+    def update(self, moment: Moment) -> Tensor:
+        """Return the mask as it is."""
+        return moment.mask

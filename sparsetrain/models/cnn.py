@@ -1,0 +1,43 @@
+"""A small convolutional network for 28 x 28 images."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Annotated
+
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from sparsetrain.models.classifier import Classifier
+
+Positive = Annotated[int, Field(ge=1)]
+
+
+class CNN(Classifier):
+    """Two 3x3 convolutions with pooling and two linear layers (about 215,000 weights by default)."""
+
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Config:
+        """`channels` of the first convolution; the second has twice as many."""
+
+        channels: Positive = 16
+        hidden: Positive = 128
+        classes: Positive = 10
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        c = config.channels
+        self.first = nn.Conv2d(1, c, 3, padding=1)
+        self.second = nn.Conv2d(c, 2 * c, 3, padding=1)
+        self.hidden = nn.Linear(2 * c * 7 * 7, config.hidden)
+        self.output = nn.Linear(config.hidden, config.classes)
+
+    def maskable(self) -> list[str]:
+        """Return all weight tensors but the first convolution's, which has few weights and feeds everything."""
+        return ["second.weight", "hidden.weight", "output.weight"]
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.max_pool2d(self.first(x).relu(), 2)
+        x = F.max_pool2d(self.second(x).relu(), 2)
+        return self.output(self.hidden(x.flatten(1)).relu())

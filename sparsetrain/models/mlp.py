@@ -1,0 +1,40 @@
+"""LeNet-300-100, the small network of the pruning papers."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Annotated
+
+from pydantic import Field
+from torch import Tensor, nn
+
+from sparsetrain.models.classifier import Classifier
+
+Positive = Annotated[int, Field(ge=1)]
+
+
+class MLP(Classifier):
+    """Fully connected network with ReLU; LeNet-300-100 by default (266,200 weights)."""
+
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Config:
+        """`inputs` is the number of pixels."""
+
+        inputs: Positive = 784
+        hidden: tuple[Positive, ...] = (300, 100)
+        classes: Positive = 10
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        widths = (config.inputs, *config.hidden, config.classes)
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths, widths[1:], strict=False))
+
+    def maskable(self) -> list[str]:
+        """Return the names of all weight matrices."""
+        return [name for name, parameter in self.named_parameters() if parameter.ndim == 2]
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.flatten(1)
+        for layer in list(self.layers)[:-1]:
+            x = layer(x).relu()
+        return self.layers[-1](x)

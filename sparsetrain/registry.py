@@ -1,0 +1,91 @@
+"""The one table of everything that can be named in a job file.
+
+An entry is `kind -> name -> "module:Class"`. Adding a component costs its file and one line here. A class that is
+named in a job must own a frozen, keyword-only dataclass called `Config`; it is constructed as `Class(config, ...)`.
+Entries are strings so that reading a job file never imports torch; third parties write `module:Class` in the job.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+
+KINDS: dict[str, dict[str, str]] = {
+    "model": {
+        "gpt": "sparsetrain.models.gpt:GPT",
+        "mlp": "sparsetrain.models.mlp:MLP",
+        "cnn": "sparsetrain.models.cnn:CNN",
+    },
+    "data": {
+        "text": "sparsetrain.data.text:Text",
+        "fashion_mnist": "sparsetrain.data.fashion_mnist:FashionMNIST",
+    },
+    "optimizer": {
+        "sgd": "sparsetrain.engine.optimizers:SGD",
+        "adamw": "sparsetrain.engine.optimizers:AdamW",
+    },
+    "sparsifier": {
+        "topk": "sparsetrain.gradient.sparsifiers.topk:TopK",
+    },
+    "error_feedback": {
+        "ef14": "sparsetrain.gradient.error_feedback:EF14",
+        "none": "sparsetrain.gradient.error_feedback:NoFeedback",
+    },
+    "collective": {
+        "allgather": "sparsetrain.collective.allgather:AllGather",
+    },
+    "mask_method": {
+        "static": "sparsetrain.masks.methods.static:Static",
+        "gmp": "sparsetrain.masks.methods.gmp:GMP",
+        "set": "sparsetrain.masks.methods.set:SET",
+        "rigl": "sparsetrain.masks.methods.rigl:RigL",
+    },
+    "distribution": {
+        "uniform": "sparsetrain.masks.distribution:Uniform",
+        "erk": "sparsetrain.masks.distribution:ERK",
+    },
+    "sink": {
+        "jsonl": "sparsetrain.track.jsonl:JsonlSink",
+        "console": "sparsetrain.track.console:ConsoleSink",
+        "wandb": "sparsetrain.track.wandb:WandbSink",
+    },
+}
+
+
+class UnknownName(ValueError):
+    """A name that no entry of its kind has; the message lists what is allowed and the nearest name."""
+
+
+def nearest(given: str, allowed: list[str]) -> str:
+    """Return "; did you mean 'x'?" for the closest of `allowed`, or an empty string."""
+    near = difflib.get_close_matches(str(given), allowed, n=1, cutoff=0.5)
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def names(kind: str) -> list[str]:
+    """Return the registered names of one kind, sorted."""
+    return sorted(KINDS[kind])
+
+
+def load(kind: str, name: str) -> type:
+    """Return the class registered as `name`, or the one that `module:Class` points to.
+
+    Raises UnknownName when there is no such entry, module or class.
+    """
+    target = KINDS[kind].get(name)
+    if target is None and ":" not in name:
+        raise UnknownName(f"unknown {kind} {name!r}; allowed: {', '.join(names(kind))}{nearest(name, names(kind))}")
+    module, _, attribute = (target or name).partition(":")
+    try:
+        cls = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise UnknownName(f"cannot load {kind} {name!r}: {error}") from error
+    if not inspect.isclass(cls) or not hasattr(cls, "Config"):
+        raise UnknownName(f"cannot load {kind} {name!r}: {attribute} is not a class with a Config dataclass")
+    return cls
+
+
+def summary(kind: str, name: str) -> str:
+    """Return the first line of a registered class's docstring."""
+    return (inspect.getdoc(load(kind, name)) or "").split("\n")[0]

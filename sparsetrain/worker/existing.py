@@ -1,0 +1,99 @@
+"""A run folder that exists already: is it this job's, and how far has it come?"""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from collections.abc import Iterator
+from typing import Any
+
+import yaml
+
+from sparsetrain.config.errors import JobError
+from sparsetrain.config.job import Job
+from sparsetrain.config.load import to_tree
+
+# What may change when a run is continued: how far, where, and what is written down.
+FREE = ("train.steps", "log.", "checkpoint.", "cluster.")
+
+
+def finished(job: Job, folder: pathlib.Path) -> bool:
+    """Return whether the folder holds a finished run of this job with at least as many steps.
+
+    Raises JobError when it holds another job, or one that the job says not to resume.
+    """
+    kept = stored_tree(folder)
+    if kept is None:
+        return False
+    difference = first_difference(kept, to_tree(job))
+    if difference:
+        raise JobError(
+            f"{difference}; {folder} holds another job: give a new name (name={next_name(folder)}) or --fresh"
+        )
+    steps = int(kept.get("train", {}).get("steps", 0))
+    if status(folder).get("status") == "finished" and steps >= job.train.steps:
+        return True
+    if not job.checkpoint.resume and (folder / "metrics.jsonl").exists():
+        raise JobError(
+            f"checkpoint.resume: is false, but {folder} holds a run: give a new name (name={next_name(folder)}) or --fresh"
+        )
+    return False
+
+
+def stored_tree(folder: pathlib.Path) -> dict[str, Any] | None:
+    """Return the job of a run folder, or None when there is none. Raises JobError when it cannot be read."""
+    path = folder / "job.yaml"
+    if not path.is_file():
+        return None
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise JobError(f"{path}: not readable as YAML: {error}") from error
+    if not isinstance(tree, dict):
+        raise JobError(f"{path}: a job file holds a mapping")
+    return tree
+
+
+def status(folder: pathlib.Path) -> dict[str, Any]:
+    """Return run.json, or an empty mapping when there is none that can be read."""
+    try:
+        value = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def first_difference(old: dict[str, Any], new: dict[str, Any]) -> str | None:
+    """Return "path: is NEW here and OLD in the run" for the first setting that must be equal and is not."""
+    before, after = dict(_flat(old, "")), dict(_flat(new, ""))
+    for path in {**after, **before}:
+        if path.startswith(FREE) or before.get(path) == after.get(path):
+            continue
+        return f"{path}: is {after.get(path)!r} here and {before.get(path)!r} in the run"
+    return None
+
+
+def next_name(folder: pathlib.Path) -> str:
+    """Return the first of NAME-2, NAME-3, ... that is free beside the folder."""
+    number = 2
+    while (folder.parent / f"{folder.name}-{number}").exists():
+        number += 1
+    return f"{folder.name}-{number}"
+
+
+def move_aside(folder: pathlib.Path) -> pathlib.Path | None:
+    """Rename the folder to the first free NAME.1, NAME.2, ... and return that; None when there is no folder."""
+    if not folder.exists():
+        return None
+    number = 1
+    while folder.with_name(f"{folder.name}.{number}").exists():
+        number += 1
+    return folder.rename(folder.with_name(f"{folder.name}.{number}"))
+
+
+def _flat(value: Any, prefix: str) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _flat(inner, f"{prefix}.{key}" if prefix else str(key))
+    else:
+        yield prefix, value

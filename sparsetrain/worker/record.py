@@ -1,0 +1,76 @@
+"""The run folder's own account of a run: job.yaml, launch.json, env.json and run.json."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import json
+import os
+import pathlib
+import platform
+import socket
+import time
+from typing import Any
+
+from sparsetrain.config.errors import JobError
+from sparsetrain.config.job import Job
+from sparsetrain.config.load import to_yaml
+from sparsetrain.worker.existing import status
+
+PACKAGES = ("sparsetrain", "torch", "ray", "numpy", "wandb")
+
+
+def run_folder(job: Job) -> pathlib.Path:
+    """Return the absolute path of the job's run folder: `log.folder`/`name`."""
+    return pathlib.Path(job.log.folder).expanduser().absolute() / job.name
+
+
+def begin(job: Job, folder: pathlib.Path, plan: dict[str, Any]) -> None:
+    """Make the folder and write what is known before the start. Raises JobError when it cannot be written."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(folder / "job.yaml", to_yaml(job))
+        write_json(folder / "launch.json", plan)
+        write_json(folder / "env.json", environment())
+        attempts = int(status(folder).get("attempts", 0)) + 1
+        write_json(
+            folder / "run.json",
+            {"name": job.name, "status": "running", "attempts": attempts, "began": time.time(), "pid": os.getpid()},
+        )
+    except OSError as error:
+        raise JobError(f"log.folder: cannot write {folder}: {error.strerror or error}") from error
+
+
+def end(folder: pathlib.Path, state: str, cause: str | None = None, result: dict[str, Any] | None = None) -> None:
+    """Write how the run ended: "finished", "failed" or "interrupted", with its cause or its result."""
+    ended = {"status": state, "cause": cause, "result": result, "ended": time.time()}
+    with contextlib.suppress(OSError):  # a full disk must not hide the cause, which is printed too
+        write_json(folder / "run.json", {**status(folder), **ended})
+
+
+def environment() -> dict[str, Any]:
+    """Return the versions and the machine; no values of environment variables, which may be secrets."""
+    versions = {}
+    for package in PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[package] = importlib.metadata.version(package)
+    return {
+        "host": socket.gethostname(),
+        "python": platform.python_version(),
+        "system": platform.platform(),
+        "processor": platform.machine(),
+        "cores": os.cpu_count(),
+        "versions": versions,
+    }
+
+
+def write_json(path: pathlib.Path, value: Any) -> None:
+    """Write a JSON file; readers see the old one or the new one, never a part."""
+    write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def write_text(path: pathlib.Path, text: str) -> None:
+    """Write a text file; readers see the old one or the new one, never a part."""
+    beside = path.with_name(f"{path.name}.{os.getpid()}.part")
+    beside.write_text(text, encoding="utf-8")
+    beside.replace(path)

@@ -1,0 +1,84 @@
+import pytest
+import yaml
+
+from sparsetrain.config.load import JobError, load_job, parse, read_tree, to_tree, to_yaml
+from sparsetrain.config.presets import PRESETS
+
+MISTAKES = [
+    ("train.stepz=3", "train.stepz: unknown key (given 3); allowed: steps", "did you mean 'steps'?"),
+    ("train.steps=0", "train.steps: must be greater than or equal to 1 (given 0)", ""),
+    ("train.steps=many", "train.steps: must be a valid integer", "'many'"),
+    ("exchange.density=1.5", "exchange.density: must be less than or equal to 1 (given 1.5)", ""),
+    ("exchange.regime=sprase", "exchange.regime: must be 'dense', 'packed' or 'sparse'", "'sprase'"),
+    ("exchange.sparsifier=topc", "exchange.sparsifier: unknown sparsifier 'topc'; allowed: topk", "'topk'"),
+    ("masks.method.drop=1", "masks.method.drop: unknown key (given 1); allowed: name, ", ""),
+    ("masks.method.name=riggle", "masks.method: unknown mask_method 'riggle'; allowed: gmp, rigl, set, static", "'rigl'"),
+    ("masks.sparsity=1.0", "masks.sparsity: must be less than 1 (given 1.0)", ""),
+    ("optimizer.learning_rate=fast", "optimizer.learning_rate: must be a valid number", "'fast'"),
+    ("model=nowhere.module:Net", "model: cannot load model 'nowhere.module:Net'", ""),
+    ("model={layers: 2}", "model: give a name or a mapping with 'name'; allowed: cnn, gpt, mlp", ""),
+    ("name=a/b", "name: String should match pattern", "'a/b'"),
+    ("wandb=1", "wandb: unknown key (given 1); allowed: version, name", ""),
+    ("version=2", "version: must be 1 (given 2)", ""),
+    ("exchange.every=3", "masks.every: 50 is not a multiple of exchange.every (3)", ""),
+    ("masks.end=0.0", "masks.end: 0.0 must be greater than masks.begin (0.0)", ""),
+    ("train.steps", "train.steps: an override has the form a.b=value", ""),
+    ("seed.x=1", "seed.x: seed is not a section", ""),
+]
+
+
+@pytest.mark.parametrize(("override", "begins", "holds"), MISTAKES)
+def test_each_mistake_gives_one_line_with_path_value_and_what_is_allowed(override, begins, holds):
+    with pytest.raises(JobError) as caught:
+        load_job("quickstart", (override,))
+    line = str(caught.value)
+    assert line.startswith(begins), line
+    assert holds in line and "\n" not in line
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_resolved_job_reads_back_as_itself(preset, tmp_path):
+    job = load_job(preset)
+    path = tmp_path / "job.yaml"
+    path.write_text(to_yaml(job))
+    assert load_job(str(path)) == job
+    assert to_tree(parse(to_tree(job))) == to_tree(job)
+
+
+def test_overrides_reach_components_given_by_name_and_missing_sections(tmp_path):
+    path = tmp_path / "job.yaml"
+    path.write_text("name: x\nmodel: mlp\ndata: fashion_mnist\n")
+    job = load_job(str(path), ("optimizer.name=sgd", "optimizer.momentum=0.5", "masks.method=set", "train.steps=7"))
+    assert job.optimizer.config.momentum == 0.5
+    assert job.masks.method.name == "set" and job.train.steps == 7
+    assert load_job(str(path), ("masks.sparsity=0.5", "masks=null")).masks is None
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("name: x\nname: y\n", "name: given twice (line 2)"),
+        ("- 1\n", "a job file holds a mapping, not list"),
+        ("name: [", "not readable as YAML"),
+        ("seed: 1\n", "name: is missing"),
+        ("name: !!python/object/apply:os.system [ls]\n", "not readable as YAML"),
+    ],
+)
+def test_broken_files(tmp_path, text, says):
+    path = tmp_path / "job.yaml"
+    path.write_text(text)
+    with pytest.raises(JobError) as caught:
+        load_job(str(path))
+    assert says in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_an_unknown_preset_names_the_near_one():
+    with pytest.raises(JobError, match="quickstart.*did you mean 'quickstart'"):
+        load_job("quikstart")
+
+
+def test_presets_are_fresh_trees():
+    one = read_tree("quickstart")
+    one["train"]["steps"] = 1
+    assert read_tree("quickstart")["train"]["steps"] != 1
+    assert yaml.safe_load(yaml.safe_dump(one)) == one

@@ -1,0 +1,67 @@
+"""Real gloo ranks for tests: forked processes on loopback, with a time limit."""
+
+from __future__ import annotations
+
+import datetime
+import io
+import multiprocessing
+import socket
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from sparsetrain.collective.torch_dist import TorchTransport
+from sparsetrain.collective.world import World
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def _main(rank: int, size: int, port: int, body: Callable[[World], Any], queue: Any) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo",
+        init_method=f"tcp://127.0.0.1:{port}",
+        rank=rank,
+        world_size=size,
+        timeout=datetime.timedelta(seconds=30),
+    )
+    try:
+        result = body(World(rank=rank, size=size, local_rank=rank, transport=TorchTransport()))
+        dist.barrier()
+        dist.destroy_process_group()
+        packed = io.BytesIO()
+        torch.save(result, packed)  # as bytes: a tensor in a queue would need its sender to stay alive
+        queue.put((rank, "ok", packed.getvalue()))
+    except BaseException:
+        queue.put((rank, "failed", traceback.format_exc()))
+        raise
+
+
+def gloo_ranks(size: int, body: Callable[[World], Any]) -> list[Any]:
+    """Return body(world) of `size` gloo processes, in rank order; `body` must be importable."""
+    context = multiprocessing.get_context("spawn")
+    queue, port = context.Queue(), free_port()
+    processes = [context.Process(target=_main, args=(rank, size, port, body, queue)) for rank in range(size)]
+    for process in processes:
+        process.start()
+    try:
+        results: dict[int, Any] = {}
+        while len(results) < size:
+            rank, outcome, value = queue.get(timeout=60)
+            if outcome == "failed":
+                raise AssertionError(f"rank {rank} failed:\n{value}")
+            results[rank] = torch.load(io.BytesIO(value), weights_only=False)
+        return [results[rank] for rank in range(size)]
+    finally:
+        for process in processes:
+            process.join(timeout=10)
+            if process.is_alive():
+                process.kill()
+                process.join()
