@@ -47,7 +47,6 @@ KINDS: dict[str, dict[str, str]] = {
     },
     "sink": {
         "jsonl": "sparsetrain.track.jsonl:JsonlSink",
-        "console": "sparsetrain.track.console:ConsoleSink",
         "wandb": "sparsetrain.track.wandb:WandbSink",
     },
 }

@@ -55,7 +55,7 @@ class Simulation:
                 results[rank] = body(World(rank=rank, size=self.size, transport=SimulatedTransport(rank, self)))
             except threading.BrokenBarrierError:
                 return  # another rank failed; its exception is the one to show
-            except BaseException as error:  # noqa: BLE001
+            except BaseException as error:
                 failures.append(error)
                 self.barrier.abort()
 

@@ -10,7 +10,9 @@ def check(job: Job) -> None:
     """Raise JobError, naming the dotted path, where two parts of the job contradict each other."""
     masks, exchange = job.masks, job.exchange
     if exchange.every > job.train.steps:
-        raise JobError(f"exchange.every: {exchange.every} is more than train.steps ({job.train.steps}): nothing would be sent")
+        raise JobError(
+            f"exchange.every: {exchange.every} is more than train.steps ({job.train.steps}): nothing would be sent"
+        )
     boundaries = {"checkpoint.every": job.checkpoint.every, "train.evaluate_every": job.train.evaluate_every}
     if masks is not None:
         boundaries["masks.every"] = masks.every

@@ -23,7 +23,9 @@ def describe(error: ValidationError, fields: Any) -> str:
     dotted = ".".join(path)
     if kind == "unexpected_keyword_argument":
         allowed = fields(path[:-1])
-        line = f"{dotted}: unknown key (given {_short(given)}); allowed: {', '.join(allowed)}{nearest(path[-1], allowed)}"
+        line = (
+            f"{dotted}: unknown key (given {_short(given)}); allowed: {', '.join(allowed)}{nearest(path[-1], allowed)}"
+        )
     elif kind in ("missing", "missing_argument", "missing_keyword_only_argument"):
         line = f"{dotted}: is missing"
     else:

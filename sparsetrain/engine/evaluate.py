@@ -27,7 +27,9 @@ def evaluate(model: Any, data: Any, batch_size: int, batches: int, world: World)
         batch = data.eval_batch(torch.arange(start, min(start + batch_size, samples)))
         batch = tuple(part.to(world.transport.device) for part in batch)
         found = model.metrics(batch)
-        sums += torch.tensor([float(found[key]) if key in found else math.nan for key in ("loss_sum", "count", "correct")])
+        sums += torch.tensor(
+            [float(found[key]) if key in found else math.nan for key in ("loss_sum", "count", "correct")]
+        )
     model.train()
     total = world.transport.rank_ordered_sum(sums.to(world.transport.device), "control").tolist()
     loss = total[0] / total[1]

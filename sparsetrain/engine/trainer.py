@@ -15,36 +15,48 @@ from torch import Tensor
 
 from sparsetrain.collective.world import World
 from sparsetrain.config.job import Job
+from sparsetrain.config.load import to_tree
 from sparsetrain.engine import checkpoint
 from sparsetrain.engine.evaluate import evaluate
 from sparsetrain.engine.learning_rate import factor_at
 from sparsetrain.engine.state import RunState, build, restore, save
 from sparsetrain.engine.window import Window
 from sparsetrain.masks.controller import Report
+from sparsetrain.track.jsonl import JsonlSink
+from sparsetrain.track.sink import Sink, Tracker
+from sparsetrain.track.wandb import WandbSink
 
 
 class ReplicasDiffer(RuntimeError):
     """Ranks hold different weights where they must be equal; the message names the ranks."""
 
 
-def train(job: Job, world: World, folder: pathlib.Path, log: Callable[[str], None], tracker: Any = None) -> dict[str, Any]:
+def train(job: Job, world: World, folder: pathlib.Path, log: Callable[[str], None]) -> dict[str, Any]:
     """Train the job on this rank and return the last evaluation, steps, wall seconds and the digest of the weights.
 
-    `folder` is the run folder, shared by all ranks; `tracker` (rank 0 only) receives rows and events. Collective.
+    `folder` is the run folder, shared by all ranks; rank 0 writes its metrics there. Collective.
     """
-    return Trainer(build(job, world), folder, log, tracker).run()
+    trainer = Trainer(build(job, world), folder, log)
+    try:
+        result = trainer.run()
+    except BaseException:
+        trainer.tracker.close("failed")
+        raise
+    trainer.tracker.close("finished")
+    return result
 
 
 class Trainer:
     """One rank's loop over a RunState."""
 
-    def __init__(self, state: RunState, folder: pathlib.Path, log: Callable[[str], None], tracker: Any = None) -> None:
+    def __init__(self, state: RunState, folder: pathlib.Path, log: Callable[[str], None]) -> None:
         self.state = state
         self.job = state.job
         self.world = state.world
+        self.folder = folder
         self.checkpoints = folder / "checkpoints"
         self.log = log
-        self.tracker = tracker
+        self.tracker = Tracker({})
         self.window = Window(state.world.transport.meter)
         self.peak = [group["lr"] for group in state.optimizer.param_groups]
         self.evaluation: dict[str, float] = {}
@@ -54,6 +66,7 @@ class Trainer:
         state, job = self.state, self.job
         self._resume()
         self._check_replicas()
+        self.tracker = Tracker(_sinks(state, self.folder))
         self.window = Window(self.world.transport.meter, state.exchange.seconds)
         self.log(f"data: {state.data.describe()}")
         began = time.perf_counter() - state.wall_s
@@ -176,7 +189,7 @@ class Trainer:
         state, transport = self.state, self.world.transport
         local = torch.tensor([self.window.mean_loss(), self.window.seconds()], dtype=torch.float64)
         total = transport.rank_ordered_sum(local.to(transport.device), "control") / self.world.size
-        if self.tracker is not None:
+        if self.world.rank == 0:
             row = {
                 "train/step": state.step,
                 "train/samples": state.step * state.global_batch,
@@ -192,6 +205,20 @@ class Trainer:
             }
             self.tracker.log({key: value for key, value in row.items() if not math.isnan(value)})
         self.window = Window(transport.meter, state.exchange.seconds)
+
+
+def _sinks(state: RunState, folder: pathlib.Path) -> dict[str, Callable[[], Sink]]:
+    """Return how to open rank 0's sinks; other ranks have none."""
+    if state.world.rank != 0:
+        return {}
+    folder.mkdir(parents=True, exist_ok=True)
+    job, step = state.job, state.step
+    sinks: dict[str, Callable[[], Sink]] = {
+        "metrics.jsonl": lambda: JsonlSink(JsonlSink.Config(), folder / "metrics.jsonl", step)
+    }
+    if job.log.wandb.mode != "disabled":
+        sinks["W&B"] = lambda: WandbSink(job.log.wandb, folder, job.name, to_tree(job))
+    return sinks
 
 
 def _mask_figures(state: RunState, report: Report | None) -> dict[str, float]:

@@ -211,7 +211,7 @@ def _own_node() -> str:
 def _lost(error: Exception, about: Failure) -> Failure:
     """Return the failure of a process that is gone, with Ray's account of it."""
     text = str(error).strip()
-    known = [line.strip() for line in text.split("\n") if "Worker exits" in line or "node" in line and "died" in line]
+    known = [line.strip() for line in text.split("\n") if "Worker exits" in line or ("node" in line and "died" in line)]
     detail = known[0] if known else text.split("\n")[0]
     message = f"{type(error).__name__}: its process is gone (killed, out of memory or crashed): {detail}"
     return dataclasses.replace(about, kind="died", message=message, traceback=text, at=time.time())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from typing import Annotated
 
 from pydantic import Field
@@ -27,7 +28,7 @@ class MLP(Classifier):
     def __init__(self, config: Config) -> None:
         super().__init__()
         widths = (config.inputs, *config.hidden, config.classes)
-        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths, widths[1:], strict=False))
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in itertools.pairwise(widths))
 
     def maskable(self) -> list[str]:
         """Return the names of all weight matrices."""

@@ -12,7 +12,11 @@ MISTAKES = [
     ("exchange.regime=sprase", "exchange.regime: must be 'dense', 'packed' or 'sparse'", "'sprase'"),
     ("exchange.sparsifier=topc", "exchange.sparsifier: unknown sparsifier 'topc'; allowed: topk", "'topk'"),
     ("masks.method.drop=1", "masks.method.drop: unknown key (given 1); allowed: name, ", ""),
-    ("masks.method.name=riggle", "masks.method: unknown mask_method 'riggle'; allowed: gmp, rigl, set, static", "'rigl'"),
+    (
+        "masks.method.name=riggle",
+        "masks.method: unknown mask_method 'riggle'; allowed: gmp, rigl, set, static",
+        "'rigl'",
+    ),
     ("masks.sparsity=1.0", "masks.sparsity: must be less than 1 (given 1.0)", ""),
     ("optimizer.learning_rate=fast", "optimizer.learning_rate: must be a valid number", "'fast'"),
     ("model=nowhere.module:Net", "model: cannot load model 'nowhere.module:Net'", ""),

@@ -88,7 +88,9 @@ def final(world: World, options: dict, masked: bool, integer: bool) -> list[dict
 def test_k_equal_n_is_dense_bit_for_bit_on_two_gloo_ranks(masked):
     everything = {"density": 1.0, "values": "fp32"}
     found = {
-        regime: gloo_ranks(2, functools.partial(final, options={**everything, "regime": regime}, masked=masked, integer=False))
+        regime: gloo_ranks(
+            2, functools.partial(final, options={**everything, "regime": regime}, masked=masked, integer=False)
+        )
         for regime in ("dense", "packed", "sparse")
     }
     plain = Simulation(2).run(lambda world: gradients_mean(masked))

@@ -1,0 +1,36 @@
+"""One readable line per row of metrics."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def format_row(row: dict[str, Any]) -> str:
+    """Return the line for a row: step, losses, bytes, sparsity, time."""
+    parts = [f"step {int(row['train/step']):>5}"]
+    if "train/loss" in row:
+        parts.append(f"loss {row['train/loss']:.4f}")
+    if "eval/loss" in row:
+        bits = f" ({row['eval/bits_per_byte']:.3f} bits/byte)" if "eval/bits_per_byte" in row else ""
+        accuracy = f" ({row['eval/accuracy']:.2%} right)" if "eval/accuracy" in row else ""
+        parts.append(f"validation {row['eval/loss']:.4f}{bits}{accuracy}")
+    if "comm/gradient_bytes_per_step" in row:
+        parts.append(f"sent {size(row['comm/gradient_bytes_per_step'])}/step")
+    if "mask/sparsity" in row:
+        parts.append(f"weights {row['mask/sparsity']:.1%} sparse")
+    if "mask/grown" in row:
+        parts.append(f"mask epoch {int(row['mask/epoch'])}: {int(row['mask/grown'])} grown")
+    if row.get("train/skipped"):
+        parts.append(f"{int(row['train/skipped'])} steps skipped (not finite)")
+    if "time/step_s" in row:
+        parts.append(f"{row['time/step_s'] * 1000:.0f} ms/step")
+    return "  ".join(parts)
+
+
+def size(count: float) -> str:
+    """Return a number of bytes with its unit, powers of 1000."""
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if abs(count) < 1000 or unit == "TB":
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.3g} {unit}"
+        count /= 1000
+    raise AssertionError

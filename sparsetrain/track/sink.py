@@ -1,0 +1,45 @@
+"""Where rows of metrics go. A sink that fails is switched off with one warning; it never fails the training."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Protocol
+
+Row = dict[str, float]
+log = logging.getLogger("sparsetrain.track")
+
+
+class Sink(Protocol):
+    """Takes rows (each has "train/step") and is closed once, with the status of the run."""
+
+    def log(self, row: Row) -> None: ...
+
+    def close(self, status: str) -> None: ...
+
+
+class Tracker:
+    """Gives each row to every sink that still works; used on rank 0 only."""
+
+    def __init__(self, sinks: dict[str, Callable[[], Sink]]) -> None:
+        self.sinks: dict[str, Sink] = {}
+        for name, make in sinks.items():
+            self._guard(name, lambda name=name, make=make: self.sinks.__setitem__(name, make()))
+
+    def log(self, row: Row) -> None:
+        """Record one row."""
+        for name, sink in list(self.sinks.items()):
+            self._guard(name, lambda sink=sink: sink.log(row))
+
+    def close(self, status: str) -> None:
+        """Close all sinks; `status` is "finished" or "failed"."""
+        for name, sink in list(self.sinks.items()):
+            self._guard(name, lambda sink=sink: sink.close(status))
+        self.sinks.clear()
+
+    def _guard(self, name: str, action: Callable[[], None]) -> None:
+        try:
+            action()
+        except Exception as error:
+            self.sinks.pop(name, None)
+            log.warning("%s is switched off for this run: %s: %s", name, type(error).__name__, error)
