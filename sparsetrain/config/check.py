@@ -19,7 +19,8 @@ def check(job: Job) -> None:
     for path, value in boundaries.items():
         if value % exchange.every:
             raise JobError(
-                f"{path}: {value} is not a multiple of exchange.every ({exchange.every}): replicas are equal at exchanges"
+                f"{path}: {value} is not a multiple of exchange.every ({exchange.every}): "
+                "replicas are equal only at exchanges"
             )
     if masks is not None and masks.end <= masks.begin and masks.method.name != "static":
         raise JobError(f"masks.end: {masks.end} must be greater than masks.begin ({masks.begin})")

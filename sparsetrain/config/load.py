@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
+import re
 from typing import Any
 
 import yaml
@@ -121,8 +122,8 @@ def _fields_at(path: tuple[str, ...], tree: dict[str, Any]) -> list[str]:
 
 
 def _component_kind(annotation: Any) -> str | None:
-    text = str(annotation)
-    return text.split('Named("')[1].split('"')[0] if 'Named("' in text else None
+    found = re.search(r"Named\(['\"](\w+)", str(annotation))
+    return found.group(1) if found else None
 
 
 def _section(annotation: Any) -> Any:

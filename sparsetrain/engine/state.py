@@ -114,7 +114,7 @@ def _check_fit(job: Job, data: Any, world: World) -> None:
         raise JobError(f"data.context: {context} is more than model.context ({wanted})")
     if job.train.batch_size * world.size > data.train_size:
         raise JobError(
-            f"train.batch_size: {job.train.batch_size} x {world.size} workers is more than the {data.train_size} samples"
+            f"train.batch_size: {job.train.batch_size} x {world.size} workers is more than {data.train_size} samples"
         )
 
 

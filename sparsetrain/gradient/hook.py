@@ -17,7 +17,7 @@ from sparsetrain.gradient.exchange import GradientExchange
 class HookState:
     """The exchange of each DDP bucket, found by the names of its parameters; residuals follow the names.
 
-    The hook sees gradients as backward left them: with a loss scaler, unscale is not possible here, so use bf16 or fp32.
+    The hook sees gradients as backward left them: so use fp32 or bf16, not a loss scaler.
     """
 
     def __init__(self, config: Exchange, model: torch.nn.Module, world: World, steps: int) -> None:

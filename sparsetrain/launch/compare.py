@@ -40,7 +40,7 @@ def write_report(folders: list[pathlib.Path], out: pathlib.Path) -> pathlib.Path
     """Write the report of finished runs and return where it lies."""
     from sparsetrain.track.report import write_report as write
 
-    return write(folders, out) or out
+    return write(folders, out)
 
 
 def outcome_lines(folders: list[pathlib.Path], report: pathlib.Path | None) -> list[str]:

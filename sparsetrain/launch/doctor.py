@@ -12,6 +12,7 @@ import sys
 from collections.abc import Mapping
 
 from sparsetrain.config.errors import JobError
+from sparsetrain.track.wandb import resolve_mode
 from sparsetrain.worker import interface
 
 PACKAGES = ("torch", "ray", "wandb", "numpy", "deepspeed", "mpi4py", "triton")
@@ -28,19 +29,10 @@ def examine(env: Mapping[str, str]) -> dict[str, str]:
         "memory": _memory(),
         "free disk here": f"{shutil.disk_usage(pathlib.Path.cwd()).free / 2**30:.1f} GiB",
         "cuda": _cuda(),
-        "wandb mode": wandb_mode(env),
+        "wandb mode": resolve_mode("auto", env, pathlib.Path.home() / ".netrc"),
         "interface": _interface(),
         "compiler": _compiler(env),
     }
-
-
-def wandb_mode(env: Mapping[str, str]) -> str:
-    """Return what `log.wandb.mode: auto` means here, and why."""
-    if env.get("WANDB_MODE"):
-        return f"{env['WANDB_MODE']} (WANDB_MODE)"
-    if env.get("WANDB_API_KEY"):
-        return "online (WANDB_API_KEY is set)"
-    return "offline unless this account is logged in (no WANDB_API_KEY)"
 
 
 def _version(package: str) -> str:

@@ -10,7 +10,19 @@ from typing import Any
 from sparsetrain.config.job import Job
 
 # Prefixes of the variables that change a run. Only their names are recorded: values may be secrets.
-KEYS = ("CUDA_VISIBLE", "GLOO_", "MASTER_", "NCCL_", "OMP_", "RANK", "RAY_", "SPARSETRAIN_", "TORCH_", "WANDB_", "WORLD_")
+KEYS = (
+    "CUDA_VISIBLE",
+    "GLOO_",
+    "MASTER_",
+    "NCCL_",
+    "OMP_",
+    "RANK",
+    "RAY_",
+    "SPARSETRAIN_",
+    "TORCH_",
+    "WANDB_",
+    "WORLD_",
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -7,9 +7,10 @@ import math
 import os
 import secrets
 import shutil
+import socket
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from sparsetrain.config.errors import JobError
@@ -17,6 +18,7 @@ from sparsetrain.config.job import Cluster
 from sparsetrain.launch.signals import kept, undisturbed
 
 STOP_TIMEOUT = 5.0  # seconds that processes of an own cluster get to end by themselves
+CONNECT_TIMEOUT = 5.0  # seconds until an address counts as silent
 OBJECT_STORE = 128 << 20  # bytes; only small messages pass through it
 
 
@@ -44,6 +46,7 @@ def local_cluster(cluster: Cluster) -> Iterator[None]:
     folder = tempfile.mkdtemp(prefix="st-", dir="/tmp" if os.path.isdir("/tmp") else None)
     before = {process.pid for process in children()}
     try:
+        quiet()
         with kept():  # init takes SIGTERM for itself
             ray.init(
                 address="local",  # also where RAY_ADDRESS names another cluster
@@ -67,6 +70,7 @@ def local_cluster(cluster: Cluster) -> Iterator[None]:
 @contextlib.contextmanager
 def connected(address: str) -> Iterator[None]:
     """Be connected to the cluster at `address`, with the token in RAY_AUTH_TOKEN if it wants one."""
+    refuse_silent(address)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH"):
         os.environ.setdefault("RAY_AUTH_MODE", "token")
@@ -74,6 +78,7 @@ def connected(address: str) -> Iterator[None]:
 
     try:
         namespace = f"sparsetrain-{secrets.token_hex(4)}"
+        quiet()
         with kept():
             ray.init(address=address, log_to_driver=False, logging_level="error", namespace=namespace)
     except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
@@ -84,6 +89,24 @@ def connected(address: str) -> Iterator[None]:
     finally:
         with undisturbed():
             ray.shutdown()
+
+
+def quiet() -> None:
+    """Keep Ray from printing a page about a lost worker: the driver says it in one line."""
+    from ray._private import worker
+
+    worker.print_to_stdstream = lambda *arguments, **options: None
+
+
+def refuse_silent(address: str) -> None:
+    """Raise JobError at once when nothing listens at host:port; Ray itself would try for many minutes."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if not colon or not port.isdigit():
+        return  # "auto" and the like
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_TIMEOUT).close()
+    except (OSError, OverflowError) as error:
+        raise JobError(f"cluster.address: no Ray cluster answers at {address!r}: {error}") from error
 
 
 def secure(environment: Any) -> None:
@@ -97,8 +120,8 @@ def secure(environment: Any) -> None:
 
 
 @contextlib.contextmanager
-def placement(cluster: Cluster) -> Iterator[Any]:
-    """Hold a placement group with one bundle per worker.
+def placement(cluster: Cluster, check: Callable[[], None]) -> Iterator[Any]:
+    """Hold a placement group with one bundle per worker; `check` is called while waiting and may raise.
 
     Raises JobError, saying what was asked and what there is, when the cluster cannot give it in time.
     """
@@ -112,6 +135,7 @@ def placement(cluster: Cluster) -> Iterator[Any]:
     try:
         deadline = time.monotonic() + cluster.start_timeout
         while not group.wait(timeout_seconds=1):
+            check()
             if time.monotonic() > deadline:
                 raise JobError(f"{shortage(cluster)}; waited {cluster.start_timeout:g} s (cluster.start_timeout)")
         yield group
@@ -160,4 +184,3 @@ def end(processes: list[Any]) -> None:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
     psutil.wait_procs(alive, timeout=STOP_TIMEOUT)
-

@@ -41,10 +41,11 @@ class Member:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Progress:
-    """Where progress goes: a line of text, a row of metrics."""
+    """Where progress goes: a line of text, a row of metrics. `check` raises when the run shall stop."""
 
     line: Callable[[str], None]
     row: Callable[[dict[str, Any]], None]
+    check: Callable[[], None] = lambda: None
 
 
 def run_on_ray(job: Job, folder: pathlib.Path, progress: Progress) -> dict[str, Any]:
@@ -53,8 +54,13 @@ def run_on_ray(job: Job, folder: pathlib.Path, progress: Progress) -> dict[str, 
     Raises RunFailed when a rank raised or died, JobError for a user's mistake. All actors are gone afterwards, and
     of an own cluster every process.
     """
-    with ray_cluster(job.cluster), placement(job.cluster) as group, gang(job, group, folder) as members:
-        members = ranked(members, _own_node())
+    check = progress.check
+    with (
+        ray_cluster(job.cluster),
+        placement(job.cluster, check) as group,
+        gang(job, group, folder, check) as found,
+    ):
+        members = ranked(found, _own_node())
         if not members[0].shared:
             progress.line(f"{members[0].host} does not see {folder}: the folder is copied back, without checkpoints")
         result = supervise(job, members, folder, progress)
@@ -64,7 +70,7 @@ def run_on_ray(job: Job, folder: pathlib.Path, progress: Progress) -> dict[str, 
 
 
 @contextlib.contextmanager
-def gang(job: Job, group: Any, folder: pathlib.Path) -> Iterator[list[Member]]:
+def gang(job: Job, group: Any, folder: pathlib.Path, check: Callable[[], None]) -> Iterator[list[Member]]:
     """Hold one live actor per bundle of the placement group; they are killed at the end."""
     import ray
     from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
@@ -84,8 +90,9 @@ def gang(job: Job, group: Any, folder: pathlib.Path) -> Iterator[list[Member]]:
                 max_restarts=0,
                 scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=index),
             )
-            actors.append(options.remote(variables, paths))
-        yield [Member(actor=actor, **where) for actor, where in zip(actors, _meet(job, actors, folder), strict=True)]
+            actors.append(options.remote(variables, paths, os.getcwd()))
+        places = _meet(job, actors, folder, check)
+        yield [Member(actor=actor, **where) for actor, where in zip(actors, places, strict=True)]
     finally:
         with undisturbed():
             for actor in actors:
@@ -93,16 +100,17 @@ def gang(job: Job, group: Any, folder: pathlib.Path) -> Iterator[list[Member]]:
                     ray.kill(actor)
 
 
-def _meet(job: Job, actors: list[Any], folder: pathlib.Path) -> list[dict[str, Any]]:
+def _meet(job: Job, actors: list[Any], folder: pathlib.Path, check: Callable[[], None]) -> list[dict[str, Any]]:
     """Return where every actor runs. Raises JobError when one is not up in time."""
     import ray
 
     calls = [actor.where.remote(str(folder / "job.yaml")) for actor in actors]
-    ready, missing = ray.wait(calls, num_returns=len(calls), timeout=job.cluster.start_timeout)
-    if missing:
-        raise JobError(
-            f"cluster.start_timeout: {len(ready)} of {len(calls)} workers were up after {job.cluster.start_timeout:g} s"
-        )
+    limit = job.cluster.start_timeout
+    deadline = time.monotonic() + limit
+    while (up := len(ray.wait(calls, num_returns=len(calls), timeout=POLL)[0])) < len(calls):
+        check()
+        if time.monotonic() > deadline:
+            raise JobError(f"cluster.start_timeout: {up} of {len(calls)} workers were up after {limit:g} s")
     try:
         return ray.get(calls)
     except ray.exceptions.RayError as error:
@@ -141,6 +149,7 @@ def supervise(job: Job, members: list[Member], folder: pathlib.Path, progress: P
     failures: list[Failure] = []
     deadline = float("inf")
     while pending and time.monotonic() < deadline:
+        progress.check()
         for call in ray.wait(list(pending), timeout=POLL)[0]:
             member = pending.pop(call)
             answer = outcome(call, member)
@@ -210,8 +219,5 @@ def _own_node() -> str:
 
 def _lost(error: Exception, about: Failure) -> Failure:
     """Return the failure of a process that is gone, with Ray's account of it."""
-    text = str(error).strip()
-    known = [line.strip() for line in text.split("\n") if "Worker exits" in line or ("node" in line and "died" in line)]
-    detail = known[0] if known else text.split("\n")[0]
-    message = f"{type(error).__name__}: its process is gone (killed, out of memory or crashed): {detail}"
-    return dataclasses.replace(about, kind="died", message=message, traceback=text, at=time.time())
+    message = f"{type(error).__name__}: its process is gone (killed, out of memory, crashed, or its node was lost)"
+    return dataclasses.replace(about, kind="died", message=message, traceback=str(error).strip(), at=time.time())

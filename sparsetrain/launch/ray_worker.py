@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import collections
-import json
+import contextlib
 import os
 import pathlib
 import socket
@@ -20,12 +20,13 @@ COPY_LIMIT = 64 << 20  # bytes; larger files stay on the worker's node
 class RayWorker:
     """A process that Ray started for one rank; which rank it is becomes known when all of them are up."""
 
-    def __init__(self, variables: dict[str, str], paths: list[str]) -> None:
+    def __init__(self, variables: dict[str, str], paths: list[str], directory: str) -> None:
         os.environ.update(variables)
+        with contextlib.suppress(OSError):  # a job's relative paths mean the same here, where there is such a folder
+            os.chdir(directory)
         sys.path.extend(path for path in paths if path not in sys.path)
         self.lines: collections.deque[str] = collections.deque(maxlen=10_000)
-        self.metrics: pathlib.Path | None = None
-        self.offset = 0
+        self.rows: collections.deque[dict[str, Any]] = collections.deque(maxlen=10_000)
 
     def where(self, marker: str) -> dict[str, Any]:
         """Return node id, address, host name and pid of this process, and whether it sees the file `marker`."""
@@ -53,12 +54,10 @@ class RayWorker:
         try:
             os.environ.update(place.variables())
             path = pathlib.Path(folder)
-            self.metrics = path / "metrics.jsonl"
-            self.offset = self.metrics.stat().st_size if self.metrics.is_file() else 0
             self._redirect(path, place.rank)
             from sparsetrain.worker.main import run_worker
 
-            return {"result": run_worker(parse(tree), place, path, self._log)}
+            return {"result": run_worker(parse(tree), place, path, self._log, self.rows.append)}
         except JobError as error:
             return {"failure": {"kind": "job", "message": str(error), "at": time.time()}}
         except Exception as error:
@@ -73,24 +72,13 @@ class RayWorker:
     def poll(self) -> tuple[list[str], list[dict[str, Any]]]:
         """Return the log lines and the metric rows that are new since the last call."""
         lines = [self.lines.popleft() for _ in range(len(self.lines))]
-        rows: list[dict[str, Any]] = []
-        if self.metrics is not None and self.metrics.is_file():
-            with self.metrics.open("rb") as file:
-                file.seek(self.offset)
-                # A row that is still being written has no newline yet; it comes with the next call.
-                complete = file.read().rpartition(b"\n")[0]
-            if complete:
-                self.offset += len(complete) + 1
-                rows = [json.loads(line) for line in complete.split(b"\n") if line]
-        return lines, rows
+        return lines, [self.rows.popleft() for _ in range(len(self.rows))]
 
     def files(self, folder: str) -> dict[str, bytes]:
         """Return the run folder's files by relative path, without checkpoints and files over 64 MiB."""
         root = pathlib.Path(folder)
         found = [path for path in root.rglob("*") if path.is_file() and "checkpoints" not in path.parts]
-        return {
-            str(path.relative_to(root)): path.read_bytes() for path in found if path.stat().st_size <= COPY_LIMIT
-        }
+        return {str(path.relative_to(root)): path.read_bytes() for path in found if path.stat().st_size <= COPY_LIMIT}
 
     def _log(self, line: str) -> None:
         self.lines.append(line)

@@ -114,20 +114,20 @@ def _run_one(job: Job, options: Options) -> Ended:
     from sparsetrain.launch.show import progress
 
     folder = record.run_folder(job)
-    shown = progress(sys.stderr if options.as_json else sys.stdout)
+    stream = sys.stderr if options.as_json else sys.stdout
     if options.fresh:
         moved = existing.move_aside(folder)
         if moved:
-            shown.line(f"moved {folder} to {moved}")
+            print(f"moved {folder} to {moved}", file=stream)
     if existing.finished(job, folder):
-        shown.line(f"{job.name}: already finished ({folder})")
+        print(f"{job.name}: already finished ({folder})", file=stream)
         return Ended(job=job, folder=folder, status="finished", result=existing.status(folder).get("result"))
     plan = ray_plan(job)
     record.begin(job, folder, plan.as_dict())
-    shown.line(plan.line())
+    print(plan.line(), file=stream, flush=True)
     try:
-        with listening():
-            result = run_on_ray(job, folder, shown)
+        with listening() as stop:
+            result = run_on_ray(job, folder, progress(stream, stop))
     except JobError as error:
         record.end(folder, "failed", str(error))
         raise
@@ -136,8 +136,8 @@ def _run_one(job: Job, options: Options) -> Ended:
         print(f"{error}\n{error.failure.traceback}".rstrip(), file=sys.stderr)
         print(f"run folder: {folder} (logs/ has what every rank printed)", file=sys.stderr)
         return Ended(job=job, folder=folder, status="failed", code=FAILED)
-    except KeyboardInterrupt as error:
-        record.end(folder, "interrupted", str(error) if isinstance(error, Stopped) else "SIGINT")
+    except (KeyboardInterrupt, SystemExit) as error:  # SystemExit: SIGTERM while Ray starts
+        record.end(folder, "interrupted", str(error) if isinstance(error, Stopped) else type(error).__name__)
         print(f"{job.name}: interrupted; `sparsetrain resume {folder}` continues it", file=sys.stderr)
         return Ended(job=job, folder=folder, status="interrupted", code=STOPPED)
     except BaseException as error:

@@ -1,4 +1,8 @@
-"""Ctrl-C and SIGTERM as one exception, and quiet while a run is being taken down."""
+"""Ctrl-C and SIGTERM as a question that is asked between calls, and quiet while a run is being taken down.
+
+An exception out of the middle of a call into Ray's C++ code left the interpreter in a state that crashed at exit; so
+the first signal only raises a flag that the driver looks at twice a second. The second one does not wait.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +12,28 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
 
 class Stopped(KeyboardInterrupt):
     """The user or the system asked this process to end."""
 
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+class Stop:
+    """Remembers the first signal."""
+
+    def __init__(self) -> None:
+        self.name: str | None = None
+
+    def check(self) -> None:
+        """Raise Stopped when a signal has come."""
+        if self.name:
+            raise Stopped(self.name)
+
+    def receive(self, number: int, frame: Any) -> None:
+        """Remember a signal, as its handler."""
+        self.check()
+        self.name = signal.Signals(number).name
 
 
 @contextlib.contextmanager
@@ -31,11 +51,12 @@ def kept() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def listening() -> Iterator[None]:
-    """Raise Stopped on SIGINT and SIGTERM inside."""
+def listening() -> Iterator[Stop]:
+    """Collect SIGINT and SIGTERM in what is yielded; `check` raises."""
+    stop = Stop()
     with kept():
-        _handle(_stop)
-        yield
+        _handle(stop.receive)
+        yield stop
 
 
 @contextlib.contextmanager
@@ -50,7 +71,3 @@ def _handle(handler: Any) -> None:
     if threading.current_thread() is threading.main_thread():
         for number in SIGNALS:
             signal.signal(number, handler)
-
-
-def _stop(number: int, frame: Any) -> None:
-    raise Stopped(signal.Signals(number).name)

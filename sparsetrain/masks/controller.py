@@ -22,7 +22,7 @@ from sparsetrain.masks.schedule import MaskSchedule
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """One mask update: epoch reached, weights dropped and grown, their share of the active, sparsity aimed at and had."""
+    """One mask update: epoch reached, weights dropped and grown, grown / active, sparsity aimed at and had."""
 
     epoch: int
     dropped: int
@@ -140,7 +140,7 @@ class MaskController:
 
     @torch.no_grad()
     def _rescale(self) -> None:
-        """Divide masked weights by sqrt(density), so that a sparse layer's outputs begin with a dense one's variance."""
+        """Divide masked weights by sqrt(density): a sparse layer's outputs begin with a dense one's variance."""
         for name, parameter in self.parameters.items():
             density = self.masks.counts()[name] / parameter.numel()
             if density > 0:

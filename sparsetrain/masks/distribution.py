@@ -10,14 +10,18 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 
 def exact_counts(densities: Mapping[str, float], shapes: Shapes, sparsity: float) -> dict[str, int]:
-    """Return whole counts per tensor that sum to round((1 - sparsity) x N), by largest remainder, earlier first."""
+    """Return whole counts per tensor, next to their shares, that sum to round((1 - sparsity) x N)."""
     sizes = {name: math.prod(shape) for name, shape in shapes.items()}
     ideal = {name: densities[name] * sizes[name] for name in sizes}
     counts = {name: min(sizes[name], math.floor(value + 1e-9)) for name, value in ideal.items()}
     left = round((1.0 - sparsity) * sum(sizes.values())) - sum(counts.values())
-    by_remainder = sorted(sizes, key=lambda name: counts[name] - ideal[name])
-    for name in by_remainder[: max(0, left)]:
-        counts[name] = min(sizes[name], counts[name] + 1)
+    step = 1 if left > 0 else -1
+    while left:
+        # Whoever is furthest from its share gives or takes one, the earlier of equals first.
+        movable = [name for name in sizes if 0 <= counts[name] + step <= sizes[name]]
+        for name in sorted(movable, key=lambda name: step * (counts[name] - ideal[name]))[: abs(left)]:
+            counts[name] += step
+            left -= step
     return counts
 
 
@@ -57,7 +61,8 @@ class ERK:
         """Return the density of each tensor, at most 1."""
         sizes = {name: math.prod(shape) for name, shape in shapes.items()}
         raw = {name: sum(shape) / math.prod(shape) for name, shape in shapes.items()}
-        budget = (1.0 - sparsity) * sum(sizes.values())
+        # As in the authors' code each layer's share of zeros is rounded down before the budget is summed.
+        budget = sum(size - math.floor(sparsity * size) for size in sizes.values())
         dense: set[str] = set()
         while len(dense) < len(sizes):
             rest = [name for name in sizes if name not in dense]

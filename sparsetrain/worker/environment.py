@@ -54,7 +54,9 @@ def from_torchrun(env: Mapping[str, str]) -> Place:
     missing = [key for key in TORCHRUN_KEYS if not env.get(key)]
     if missing:
         given = ", ".join(key for key in TORCHRUN_KEYS if env.get(key)) or "none"
-        raise JobError(f"{missing[0]}: not set in the environment; torchrun sets all of {given} and {', '.join(missing)}")
+        raise JobError(
+            f"{missing[0]}: not set in the environment; torchrun sets all of {given} and {', '.join(missing)}"
+        )
     return Place(
         rank=_number(env, "RANK"),
         size=_number(env, "WORLD_SIZE"),

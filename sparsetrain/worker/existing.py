@@ -25,18 +25,15 @@ def finished(job: Job, folder: pathlib.Path) -> bool:
     kept = stored_tree(folder)
     if kept is None:
         return False
+    advice = f"give a new name (name={next_name(folder)}) or --fresh"
     difference = first_difference(kept, to_tree(job))
     if difference:
-        raise JobError(
-            f"{difference}; {folder} holds another job: give a new name (name={next_name(folder)}) or --fresh"
-        )
+        raise JobError(f"{difference}; {folder} holds another job: {advice}")
     steps = int(kept.get("train", {}).get("steps", 0))
     if status(folder).get("status") == "finished" and steps >= job.train.steps:
         return True
     if not job.checkpoint.resume and (folder / "metrics.jsonl").exists():
-        raise JobError(
-            f"checkpoint.resume: is false, but {folder} holds a run: give a new name (name={next_name(folder)}) or --fresh"
-        )
+        raise JobError(f"checkpoint.resume: is false, but {folder} holds a run: {advice}")
     return False
 
 

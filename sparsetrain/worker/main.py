@@ -22,15 +22,19 @@ from sparsetrain.config.errors import JobError
 from sparsetrain.config.job import Job
 from sparsetrain.worker import interface
 from sparsetrain.worker.environment import Place
+from sparsetrain.worker.tracking import Row, tracking
 
 Log = Callable[[str], None]
 MATMUL_ERROR = 1e-5  # relative to float64, in the Frobenius norm
 
 
-def run_worker(job: Job, place: Place, folder: pathlib.Path, log: Log) -> dict[str, Any]:
+def run_worker(
+    job: Job, place: Place, folder: pathlib.Path, log: Log, show: Callable[[Row], None] | None = None
+) -> dict[str, Any]:
     """Train as rank `place.rank` and return what the loop returns; every rank of the world must call this.
 
-    Raises whatever the loop raises; then no collective is issued any more, so that a failed rank ends at once.
+    `show` gets each row of metrics on rank 0. Raises whatever the loop raises; then no collective is issued any more,
+    so that a failed rank ends at once.
     """
     from sparsetrain.engine.trainer import train
 
@@ -45,7 +49,8 @@ def run_worker(job: Job, place: Place, folder: pathlib.Path, log: Log) -> dict[s
         world = World(
             rank=place.rank, size=place.size, local_rank=place.local_rank, node=place.node, transport=transport
         )
-        return train(job, world, folder, log)
+        with tracking(job, place, folder, show) as tracker:
+            return train(job, world, folder, log, tracker)
 
 
 def check_size(job: Job, place: Place) -> Job:

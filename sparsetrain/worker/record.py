@@ -29,14 +29,15 @@ def begin(job: Job, folder: pathlib.Path, plan: dict[str, Any]) -> None:
     """Make the folder and write what is known before the start. Raises JobError when it cannot be written."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        write_text(folder / "job.yaml", to_yaml(job))
-        write_json(folder / "launch.json", plan)
-        write_json(folder / "env.json", environment())
         attempts = int(status(folder).get("attempts", 0)) + 1
         write_json(
             folder / "run.json",
             {"name": job.name, "status": "running", "attempts": attempts, "began": time.time(), "pid": os.getpid()},
         )
+        # After run.json: another rank must not see more steps beside an old "finished".
+        write_text(folder / "job.yaml", to_yaml(job))
+        write_json(folder / "launch.json", plan)
+        write_json(folder / "env.json", environment())
     except OSError as error:
         raise JobError(f"log.folder: cannot write {folder}: {error.strerror or error}") from error
 

@@ -24,10 +24,10 @@ MISTAKES = [
     ("name=a/b", "name: String should match pattern", "'a/b'"),
     ("wandb=1", "wandb: unknown key (given 1); allowed: version, name", ""),
     ("version=2", "version: must be 1 (given 2)", ""),
-    ("exchange.every=3", "masks.every: 50 is not a multiple of exchange.every (3)", ""),
+    ("exchange.every=3", "train.evaluate_every: 100 is not a multiple of exchange.every (3)", ""),
     ("masks.end=0.0", "masks.end: 0.0 must be greater than masks.begin (0.0)", ""),
     ("train.steps", "train.steps: an override has the form a.b=value", ""),
-    ("seed.x=1", "seed.x: seed is not a section", ""),
+    ("train.steps.x=1", "train.steps.x: steps is not a section", ""),
 ]
 
 
