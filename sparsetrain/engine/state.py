@@ -160,6 +160,13 @@ def save(state: RunState, root: pathlib.Path) -> pathlib.Path:
 
 def restore(state: RunState, folder: pathlib.Path) -> None:
     """Continue from a checkpoint, also on another number of ranks. Raises CheckpointError when it does not fit."""
+    try:
+        _restore(state, folder)
+    except (KeyError, TypeError, ValueError) as error:
+        raise checkpoint.CheckpointError(f"{folder}: {error}") from error
+
+
+def _restore(state: RunState, folder: pathlib.Path) -> None:
     about = checkpoint.read_state(folder)
     checkpoint.load_model(state.model, checkpoint.read_tensors(folder / "model.safetensors"), folder)
     if state.masks is not None:

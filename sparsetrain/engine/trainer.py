@@ -170,17 +170,23 @@ class Trainer:
             raise ReplicasDiffer(f"step {self.state.step}: weights of ranks {others} differ from rank 0's")
 
     def _resume(self) -> None:
+        """Restore the newest checkpoint that every rank can read; rank 0 says which there are. Collective."""
         if not self.job.checkpoint.resume:
             return
-        found = checkpoint.complete(self.checkpoints)
-        for folder in reversed(found):
+        own = " ".join(folder.name for folder in checkpoint.complete(self.checkpoints))
+        found = self.world.transport.gather_bytes(own.encode())[0].decode().split()
+        for name in reversed(found):
+            problem = ""
             try:
-                restore(self.state, folder)
+                restore(self.state, self.checkpoints / name)
             except checkpoint.CheckpointError as error:
-                self.log(f"checkpoint skipped: {error}")
-                continue
-            self.log(f"resumed from {folder.name}")
-            return
+                problem = str(error)
+            problems = [said.decode() for said in self.world.transport.gather_bytes(problem.encode())]
+            if not any(problems):
+                self.log(f"resumed from {name}")
+                return
+            rank = next(rank for rank, said in enumerate(problems) if said)
+            self.log(f"checkpoint {name} skipped, rank {rank}: {problems[rank]}")
         if found:
             raise checkpoint.CheckpointError(f"none of the {len(found)} checkpoints in {self.checkpoints} is readable")
 

@@ -13,6 +13,7 @@ import traceback
 from typing import Any
 
 from sparsetrain.worker.environment import Place
+from sparsetrain.worker.follow import Follower
 
 COPY_LIMIT = 64 << 20  # bytes; larger files stay on the worker's node
 
@@ -26,7 +27,7 @@ class RayWorker:
             os.chdir(directory)
         sys.path.extend(path for path in paths if path not in sys.path)
         self.lines: collections.deque[str] = collections.deque(maxlen=10_000)
-        self.rows: collections.deque[dict[str, Any]] = collections.deque(maxlen=10_000)
+        self.follower: Follower | None = None
 
     def where(self, marker: str) -> dict[str, Any]:
         """Return node id, address, host name and pid of this process, and whether it sees the file `marker`."""
@@ -54,10 +55,11 @@ class RayWorker:
         try:
             os.environ.update(place.variables())
             path = pathlib.Path(folder)
+            self.follower = Follower(path / "metrics.jsonl")
             self._redirect(path, place.rank)
             from sparsetrain.worker.main import run_worker
 
-            return {"result": run_worker(parse(tree), place, path, self._log, self.rows.append)}
+            return {"result": run_worker(parse(tree), place, path, self._log)}
         except JobError as error:
             return {"failure": {"kind": "job", "message": str(error), "at": time.time()}}
         except Exception as error:
@@ -72,7 +74,7 @@ class RayWorker:
     def poll(self) -> tuple[list[str], list[dict[str, Any]]]:
         """Return the log lines and the metric rows that are new since the last call."""
         lines = [self.lines.popleft() for _ in range(len(self.lines))]
-        return lines, [self.rows.popleft() for _ in range(len(self.rows))]
+        return lines, self.follower.rows() if self.follower else []
 
     def files(self, folder: str) -> dict[str, bytes]:
         """Return the run folder's files by relative path, without checkpoints and files over 64 MiB."""

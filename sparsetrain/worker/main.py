@@ -22,19 +22,15 @@ from sparsetrain.config.errors import JobError
 from sparsetrain.config.job import Job
 from sparsetrain.worker import interface
 from sparsetrain.worker.environment import Place
-from sparsetrain.worker.tracking import Row, tracking
 
 Log = Callable[[str], None]
 MATMUL_ERROR = 1e-5  # relative to float64, in the Frobenius norm
 
 
-def run_worker(
-    job: Job, place: Place, folder: pathlib.Path, log: Log, show: Callable[[Row], None] | None = None
-) -> dict[str, Any]:
+def run_worker(job: Job, place: Place, folder: pathlib.Path, log: Log) -> dict[str, Any]:
     """Train as rank `place.rank` and return what the loop returns; every rank of the world must call this.
 
-    `show` gets each row of metrics on rank 0. Raises whatever the loop raises; then no collective is issued any more,
-    so that a failed rank ends at once.
+    Raises whatever the loop raises; then no collective is issued any more, so that a failed rank ends at once.
     """
     from sparsetrain.engine.trainer import train
 
@@ -49,8 +45,7 @@ def run_worker(
         world = World(
             rank=place.rank, size=place.size, local_rank=place.local_rank, node=place.node, transport=transport
         )
-        with tracking(job, place, folder, show) as tracker:
-            return train(job, world, folder, log, tracker)
+        return train(job, world, folder, log)
 
 
 def check_size(job: Job, place: Place) -> Job:

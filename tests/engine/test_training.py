@@ -1,0 +1,204 @@
+import functools
+import json
+import pathlib
+
+import pytest
+import torch
+from ranks import gloo_ranks
+from safetensors.torch import load_file
+from small import job
+
+from sparsetrain.collective.world import World
+from sparsetrain.engine import checkpoint
+from sparsetrain.engine.state import build, restore, save
+from sparsetrain.engine.trainer import Trainer, train
+
+EVERY_STEP = ("optimizer.momentum=0.9", "exchange.warmup=0.3")
+LOCAL = ("optimizer=adamw", "exchange.every=2", "exchange.outer.momentum=0.5", "exchange.density=0.2")
+
+
+def quiet(line: str) -> None:
+    return
+
+
+def run(world: World, folder: str, overrides: tuple[str, ...]) -> dict:
+    """Train and return what must be equal between runs that are the same."""
+    result = train(job(*overrides), world, pathlib.Path(folder), quiet)
+    return {key: result[key] for key in ("steps", "weights_digest", "eval/loss", "sent_bytes")}
+
+
+def state_of(folder: pathlib.Path) -> dict[str, torch.Tensor]:
+    """Everything in the newest checkpoint, by file and name."""
+    newest = checkpoint.complete(folder / "checkpoints")[-1]
+    return {f"{f.name}/{k}": t for f in sorted(newest.glob("*.safetensors")) for k, t in load_file(f).items()}
+
+
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize("overrides", [EVERY_STEP, LOCAL], ids=["every-step", "local-steps"])
+@pytest.mark.parametrize("stop", [2, 4, 6])
+def test_straight_is_killed_and_resumed_bit_for_bit(tmp_path, overrides, stop):
+    """Masks change after steps 4 and 8: the stops lie before, at, and after an update."""
+    overrides = (*overrides, "checkpoint.every=2", "checkpoint.keep=9")
+    straight = gloo_ranks(2, functools.partial(run, folder=str(tmp_path / "a"), overrides=overrides))
+    interrupted = functools.partial(run_and_die, folder=str(tmp_path / "b"), overrides=overrides, stop=stop)
+    assert gloo_ranks(2, interrupted) == [stop, stop]
+    assert [f.name for f in checkpoint.complete(tmp_path / "b/checkpoints")][-1] == f"step_{stop:08d}"
+    resumed = gloo_ranks(2, functools.partial(run, folder=str(tmp_path / "b"), overrides=overrides))
+    for rank in range(2):
+        assert resumed[rank]["weights_digest"] == straight[rank]["weights_digest"]
+        assert resumed[rank]["eval/loss"] == straight[rank]["eval/loss"]
+    one, two = state_of(tmp_path / "a"), state_of(tmp_path / "b")
+    assert one.keys() == two.keys()
+    for key, tensor in one.items():
+        assert torch.equal(tensor, two[key]), key
+    rows = [json.loads(line) for line in (tmp_path / "b/metrics.jsonl").read_text().splitlines()]
+    steps = [row["train/step"] for row in rows]
+    assert steps == sorted(set(steps)) and steps[-1] == 12
+
+
+class Died(BaseException):
+    """Stands for a kill: nothing of the run may catch it."""
+
+
+def run_and_die(world: World, folder: str, overrides: tuple[str, ...], stop: int) -> int:
+    """Train, and die in the middle of step `stop` + 1."""
+    trainer = Trainer(build(job(*overrides), world), pathlib.Path(folder), quiet)
+    original = trainer._forward_backward
+
+    def dying() -> None:
+        if trainer.state.step == stop:
+            raise Died
+        original()
+
+    trainer._forward_backward = dying
+    with pytest.raises(Died):
+        trainer.run()
+    return trainer.state.step
+
+
+def masks_after(world: World, batch: int) -> tuple[str, list[str]]:
+    """Return the digest of weights and masks after each step of a run whose gradients are whole numbers."""
+    options = ("exchange.regime=dense", f"train.batch_size={batch}", "train.clip=0", "optimizer.learning_rate=0.125")
+    trainer = Trainer(build(job(*options), world), pathlib.Path("unused"), quiet)
+    digests = []
+    original = trainer._forward_backward
+
+    def whole() -> None:
+        original()
+        for number, parameter in enumerate(trainer.state.parameters.values()):
+            # Rank r's share: the mean over ranks is the same whole number for every number of ranks.
+            base = torch.arange(parameter.numel()).remainder(17 + number).view(parameter.shape).float() - 8
+            parameter.grad = base + (world.rank - (world.size - 1) / 2) * 2
+
+    trainer._forward_backward = whole
+    for _ in range(9):
+        trainer.train_step()
+        digests.append(trainer.state.masks.masks.digest().hex())
+    return trainer.state.weights_digest(), digests
+
+
+@pytest.mark.timeout(180)
+def test_one_two_and_four_ranks_give_the_same_masks_and_weights():
+    alone = masks_after(World(), 4)
+    assert len(set(alone[1])) == 3
+    for size in (2, 4):
+        for found in gloo_ranks(size, functools.partial(masks_after, batch=4 // size)):
+            assert found == alone
+
+
+@pytest.mark.timeout(120)
+def test_replicas_that_differ_stop_the_run_and_are_named():
+    with pytest.raises(AssertionError, match=r"ReplicasDiffer: step 0: weights of ranks \[1\] differ"):
+        gloo_ranks(2, differing)
+
+
+def differing(world: World) -> None:
+    state = build(job(), world)
+    if world.rank == 1:
+        with torch.no_grad():
+            next(iter(state.parameters.values())).view(-1)[0] += 1e-7
+    Trainer(state, pathlib.Path("unused"), quiet)._check_replicas()
+
+
+def finished(tmp_path: pathlib.Path, *overrides: str) -> pathlib.Path:
+    train(job("train.steps=6", "checkpoint.every=2", "checkpoint.keep=9", *overrides), World(), tmp_path, quiet)
+    return tmp_path / "checkpoints"
+
+
+def test_only_complete_checkpoints_count_and_old_ones_go(tmp_path):
+    root = finished(tmp_path, "checkpoint.keep=2")
+    assert [folder.name for folder in checkpoint.complete(root)] == ["step_00000004", "step_00000006"]
+    assert not list(root.glob("*.unfinished"))
+    (root / "step_00000006/COMPLETE").unlink()
+    assert [folder.name for folder in checkpoint.complete(root)] == ["step_00000004"]
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (lambda f: (f / "model.safetensors").write_bytes(b"\x80\x04nonsense"), "model.safetensors"),
+        (lambda f: (f / "model.safetensors").unlink(), "model.safetensors"),
+        (lambda f: (f / "state.json").write_text('{"format": 99}'), "checkpoint format 99"),
+        (lambda f: (f / "state.json").write_text("[1]"), "state.json"),
+        (lambda f: (f / "residual.rank00000.safetensors").write_bytes(b""), "residual.rank00000"),
+        (lambda f: (f / "masks.safetensors").write_bytes((f / "model.safetensors").read_bytes()), "mask"),
+    ],
+)
+def test_a_damaged_checkpoint_is_skipped_with_a_word_and_an_older_one_taken(tmp_path, damage, says):
+    root = finished(tmp_path)
+    damage(root / "step_00000006")
+    said: list[str] = []
+    result = train(job("train.steps=6", "checkpoint.keep=9", "checkpoint.every=2"), World(), tmp_path, said.append)
+    assert result["steps"] == 6
+    assert any("skipped" in line and says in line for line in said), said
+    assert "resumed from step_00000004" in said
+
+
+def test_weights_that_do_not_fit_are_named(tmp_path):
+    root = finished(tmp_path)
+    other = build(job("model.width=16"), World())
+    with pytest.raises(checkpoint.CheckpointError, match=r"embed\.weight is \(256, 32\), the model's is \(256, 16\)"):
+        restore(other, root / "step_00000006")
+
+
+@pytest.mark.timeout(120)
+def test_another_number_of_ranks_keeps_the_mean_residual(tmp_path):
+    gloo_ranks(2, functools.partial(run, folder=str(tmp_path), overrides=("train.steps=6",)))
+    newest = checkpoint.complete(tmp_path / "checkpoints")[-1]
+    old = [load_file(newest / f"residual.rank{rank:05d}.safetensors") for rank in range(2)]
+    alone = build(job("train.steps=6"), World())
+    restore(alone, newest)
+    for name, residual in alone.exchange.residuals().items():
+        mean = (old[0][f"residual/{name}"] + old[1][f"residual/{name}"]) / 2
+        assert torch.equal(residual, mean)
+
+
+def test_pretrained_weights_are_taken_by_name(tmp_path):
+    root = finished(tmp_path)
+    path = root / "step_00000006/model.safetensors"
+    state = build(job(f"train.init_from={path}", "masks=null"), World())
+    for name, tensor in load_file(path).items():
+        assert torch.equal(dict(state.model.named_parameters())[name], tensor)
+
+
+def test_saving_leaves_no_trace_of_an_unfinished_checkpoint(tmp_path):
+    state = build(job(), World())
+    (tmp_path / "step_00000000.unfinished").mkdir()
+    assert save(state, tmp_path).name == "step_00000000"
+    assert [path.name for path in tmp_path.iterdir()] == ["step_00000000"]
+
+
+def test_accumulation_equals_a_larger_batch(tmp_path):
+    """Two micro-batches of 2 hold the samples of one batch of 4, so the first mean gradients agree to rounding."""
+    found = []
+    for options in (("train.batch_size=4",), ("train.batch_size=2", "train.accumulate=2")):
+        trainer = Trainer(build(job(*options, "masks=null"), World()), tmp_path, quiet)
+        trainer._forward_backward()
+        found.append({name: p.grad.clone() for name, p in trainer.state.parameters.items()})
+    for name, gradient in found[0].items():
+        assert torch.allclose(found[1][name], gradient, atol=1e-6), name
+
+
+def test_bf16_autocast_trains(tmp_path):
+    result = train(job("train.precision=bf16"), World(), tmp_path, quiet)
+    assert result["eval/loss"] < 5.5
