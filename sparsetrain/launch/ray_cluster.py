@@ -19,6 +19,7 @@ from sparsetrain.launch.signals import kept, undisturbed
 
 STOP_TIMEOUT = 5.0  # seconds that processes of an own cluster get to end by themselves
 CONNECT_TIMEOUT = 5.0  # seconds until an address counts as silent
+MAX_TEMPORARY = 24  # characters of the system's folder for temporary files
 OBJECT_STORE = 128 << 20  # bytes; only small messages pass through it
 
 
@@ -42,8 +43,7 @@ def local_cluster(cluster: Cluster) -> Iterator[None]:
     secure(os.environ)
     import ray
 
-    # Paths of Unix sockets have at most 107 characters: a short folder.
-    folder = tempfile.mkdtemp(prefix="st-", dir="/tmp" if os.path.isdir("/tmp") else None)
+    folder = private_folder()
     before = {process.pid for process in children()}
     try:
         quiet()
@@ -56,7 +56,7 @@ def local_cluster(cluster: Cluster) -> Iterator[None]:
                 logging_level="error",
                 namespace=f"sparsetrain-{secrets.token_hex(4)}",
                 object_store_memory=OBJECT_STORE,
-                _temp_dir=folder,
+                _temp_dir=os.path.join(folder, "r"),
             )
         yield
     finally:
@@ -65,6 +65,15 @@ def local_cluster(cluster: Cluster) -> Iterator[None]:
             ray.shutdown()
             end(started)
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def private_folder() -> str:
+    """Return a new folder for this user only; Ray makes its own one, inside, writable for all.
+
+    Ray puts Unix sockets there, 67 characters below, and their paths have at most 107.
+    """
+    usual = tempfile.gettempdir()
+    return tempfile.mkdtemp(prefix="st-", dir=usual if len(usual) <= MAX_TEMPORARY else "/tmp")
 
 
 @contextlib.contextmanager

@@ -17,6 +17,7 @@ from sparsetrain.config.load import to_tree
 from sparsetrain.launch.failure import Failure, RunFailed, root_cause
 from sparsetrain.launch.ray_cluster import placement, ray_cluster
 from sparsetrain.launch.signals import undisturbed
+from sparsetrain.worker import record
 from sparsetrain.worker.environment import Place
 
 POLL = 0.5  # seconds between looks at the workers
@@ -37,6 +38,11 @@ class Member:
     shared: bool
     rank: int = 0
     local_rank: int = 0
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return what launch.json holds of this rank."""
+        keys = ("rank", "local_rank", "host", "address", "node", "pid")
+        return {key: getattr(self, key) for key in keys}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -61,6 +67,7 @@ def run_on_ray(job: Job, folder: pathlib.Path, progress: Progress) -> dict[str, 
         gang(job, group, folder, check) as found,
     ):
         members = ranked(found, _own_node())
+        record.placed(folder, [member.as_dict() for member in members])
         if not members[0].shared:
             progress.line(f"{members[0].host} does not see {folder}: the folder is copied back, without checkpoints")
         result = supervise(job, members, folder, progress)

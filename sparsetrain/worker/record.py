@@ -42,6 +42,12 @@ def begin(job: Job, folder: pathlib.Path, plan: dict[str, Any]) -> None:
         raise JobError(f"log.folder: cannot write {folder}: {error.strerror or error}") from error
 
 
+def placed(folder: pathlib.Path, ranks: list[dict[str, Any]]) -> None:
+    """Add to launch.json which rank runs where."""
+    path = folder / "launch.json"
+    write_json(path, {**json.loads(path.read_text(encoding="utf-8")), "placed": ranks})
+
+
 def end(folder: pathlib.Path, state: str, cause: str | None = None, result: dict[str, Any] | None = None) -> None:
     """Write how the run ended: "finished", "failed" or "interrupted", with its cause or its result."""
     ended = {"status": state, "cause": cause, "result": result, "ended": time.time()}

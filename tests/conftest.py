@@ -1,0 +1,45 @@
+"""What every test shares: quiet W&B, one thread, and no process left behind."""
+
+import os
+import pathlib
+import time
+
+import pytest
+import torch
+
+os.environ.setdefault("WANDB_MODE", "offline")
+os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+torch.set_num_threads(1)
+
+
+def children() -> dict[int, str]:
+    """Return the live descendants of this process: pid -> command line."""
+    parents, commands = {}, {}
+    for entry in pathlib.Path("/proc").glob("[0-9]*"):
+        try:
+            state, parent = (entry / "stat").read_text().rsplit(")", 1)[1].split()[:2]
+            commands[int(entry.name)] = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        except OSError:
+            continue
+        if state != "Z":
+            parents[int(entry.name)] = int(parent)
+    found: dict[int, str] = {}
+    wanted = {os.getpid()}
+    while wanted:
+        wanted = {pid for pid, parent in parents.items() if parent in wanted and pid not in found}
+        found |= {pid: commands[pid] for pid in wanted}
+    return found
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_process_left_behind():
+    """Fail the session when a test left a process running; the resource tracker of multiprocessing is not ours."""
+    before = set(children())
+    yield
+    deadline = time.monotonic() + 15
+    while time.monotonic() < deadline:
+        left = {pid: c for pid, c in children().items() if pid not in before and "multiprocessing" not in c}
+        if not left:
+            return
+        time.sleep(0.5)
+    raise AssertionError(f"processes left behind: {left}")

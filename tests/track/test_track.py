@@ -1,0 +1,156 @@
+import importlib
+import json
+import logging
+import pathlib
+
+import pytest
+
+from sparsetrain.config.job import Wandb
+from sparsetrain.track.compare import compare, figures
+from sparsetrain.track.console import format_row, size
+from sparsetrain.track.jsonl import JsonlSink, read
+from sparsetrain.track.report import write_report
+from sparsetrain.track.sink import Tracker
+from sparsetrain.track.wandb import WandbSink, resolve_mode
+
+
+def rows(loss: float, gradient: float, sparse: bool) -> list[dict]:
+    found = []
+    for step in range(10, 101, 10):
+        row = {
+            "train/step": step,
+            "train/loss": 5 - step / 50,
+            "comm/gradient_bytes": gradient * step,
+            "comm/mask_bytes": 7.0 * step if sparse else 0.0,
+            "comm/total_bytes": (gradient + 7) * step,
+            "time/step_s": 0.1,
+            "time/exchange_s": 0.02,
+            "time/forward_backward_s": 0.07,
+            "time/optimizer_s": 0.01,
+            "time/data_s": 0.0,
+            "grad/residual_norm": step / 10,
+            "job/wall_s": step / 10,
+        }
+        if step % 50 == 0:
+            row |= {"eval/loss": loss, "eval/bits_per_byte": loss / 0.6931}
+        if sparse:
+            row |= {"mask/sparsity": 0.9, "mask/epoch": 1}
+        found.append(row)
+    return found
+
+
+def folder(path: pathlib.Path, name: str, *arguments) -> pathlib.Path:
+    (path / name).mkdir()
+    text = "".join(json.dumps(row) + "\n" for row in rows(*arguments))
+    (path / name / "metrics.jsonl").write_text(text)
+    return path / name
+
+
+def test_the_table_shows_what_was_saved_and_what_it_cost(tmp_path):
+    runs = [folder(tmp_path, "dense", 2.0, 1000.0, False), folder(tmp_path, "sparse", 2.1, 10.0, True)]
+    table = {line[:42].strip(): line[42:].split("  ") for line in compare(runs).splitlines()}
+    cells = {title: [cell.strip() for cell in row if cell.strip()] for title, row in table.items()}
+    assert cells["validation loss (nats)"] == ["2.0000", "2.1000"]
+    assert cells["against the first"] == ["+0.00%", "+5.00%"]
+    assert cells["share of the first"] == ["100.000%", "1.000%"]
+    assert cells["mask bytes sent a step, whole run"] == ["0 B", "7 B"]
+    assert cells["sparsity of masked weights"] == ["0 (dense)", "90.00%"]
+    assert figures(runs[1])["comm/gradient_bytes_steady"] == 10.0
+
+
+def test_a_run_without_rows_has_dashes(tmp_path):
+    (tmp_path / "empty").mkdir()
+    runs = [folder(tmp_path, "dense", 2.0, 1000.0, False), tmp_path / "empty"]
+    assert " -" in compare(runs)
+
+
+def test_the_report_is_a_picture_and_a_text(tmp_path):
+    runs = [folder(tmp_path, "dense", 2.0, 1000.0, False), folder(tmp_path, "sparse", 2.1, 10.0, True)]
+    picture = write_report(runs, tmp_path / "report")
+    assert picture.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n" and picture.stat().st_size > 20_000
+    assert "validation loss" in (tmp_path / "report/report.txt").read_text()
+
+
+def test_rows_after_the_resumed_step_are_cut_off_and_a_torn_line_is_left_out(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"train/step": 1}\n{"train/step": 2}\n{"train/step": 3, "train/lo')
+    assert [row["train/step"] for row in read(path)] == [1, 2]
+    sink = JsonlSink(JsonlSink.Config(), path, 1)
+    sink.log({"train/step": 2, "train/loss": 1.0})
+    sink.close("finished")
+    assert [row["train/step"] for row in read(path)] == [1, 2]
+    assert len(path.read_text().splitlines()) == 2
+
+
+def test_a_sink_that_fails_is_switched_off_with_one_warning(caplog):
+    class Broken:
+        calls = 0
+
+        def log(self, row):
+            Broken.calls += 1
+            raise OSError("disk full")
+
+        def close(self, status):
+            raise AssertionError("never reached")
+
+    seen = []
+
+    class Good(Broken):
+        def log(self, row):
+            seen.append(row)
+
+        def close(self, status):
+            seen.append(status)
+
+    def refuses():
+        raise RuntimeError("cannot open")
+
+    with caplog.at_level(logging.WARNING):
+        tracker = Tracker({"broken": Broken, "good": Good, "shut": refuses})
+        for step in range(3):
+            tracker.log({"train/step": step})
+        tracker.close("finished")
+    assert Broken.calls == 1 and len(seen) == 4
+    assert [record.message for record in caplog.records] == [
+        "shut is switched off for this run: RuntimeError: cannot open",
+        "broken is switched off for this run: OSError: disk full",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "environment", "netrc", "expected"),
+    [
+        ("auto", {}, "", "offline"),
+        ("auto", {"WANDB_API_KEY": "x"}, "", "online"),
+        ("auto", {}, "machine api.wandb.ai login user password p", "online"),
+        ("auto", {}, "machine example.org login user password p", "offline"),
+        ("auto", {"WANDB_API_KEY": "x", "WANDB_MODE": "offline"}, "", "offline"),
+        ("disabled", {"WANDB_API_KEY": "x"}, "", "disabled"),
+    ],
+)
+def test_wandb_is_online_only_with_a_key(tmp_path, wanted, environment, netrc, expected):
+    (tmp_path / "netrc").write_text(netrc)
+    assert resolve_mode(wanted, environment, tmp_path / "netrc") == expected
+
+
+@pytest.mark.timeout(90)
+def test_wandb_writes_offline_and_a_resumed_job_keeps_its_id(tmp_path, capfd):
+    for _ in range(2):
+        sink = WandbSink(Wandb(mode="offline"), tmp_path, "a.run", {"seed": 3})
+        sink.log({"train/step": 5, "train/loss": 1.5})
+        assert sink.run.summary["train/loss"] == 1.5
+        sink.close("finished")
+    importlib.import_module("wandb").teardown()  # ends the helper process that would live as long as the tests
+    identity = json.loads((tmp_path / "wandb.json").read_text())["id"]
+    written = list((tmp_path / "wandb").glob(f"offline-run-*/run-{identity}.wandb"))
+    assert written and all(path.stat().st_size > 0 for path in written)
+    assert identity.startswith("a-run-")
+    assert capfd.readouterr().out == ""
+
+
+def test_lines_are_short_and_sizes_have_units():
+    line = format_row(
+        {"train/step": 50, "train/loss": 2.5, "comm/gradient_bytes_per_step": 10400.0, "time/step_s": 0.1}
+    )
+    assert line == "step    50  loss 2.5000  sent 10.4 kB/step  100 ms/step"
+    assert [size(n) for n in (12, 3.37e6, 5e13)] == ["12 B", "3.37 MB", "50 TB"]
