@@ -12,7 +12,7 @@ test: .venv/.stamp lint
 lint: .venv/.stamp
 	@$(BIN)/ruff check -q .
 	@$(BIN)/ruff format --check -q .
-	@$(BIN)/pyrefly check --summarize-errors=false 2>&1 | tail -n 40
+	@$(BIN)/pyrefly check
 
 .venv/.stamp: pyproject.toml
 	@echo "installing into .venv (a minute or two)"

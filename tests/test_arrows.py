@@ -55,7 +55,7 @@ def test_imports_follow_the_arrows(path):
             assert inside.startswith(FOREIGN[package]), f"{inside} imports {package}"
         if package != "sparsetrain" or room in ("__init__", "__main__"):
             continue
-        target = rest[0] if rest and (ROOT / rest[0]).exists() or (ROOT / f"{rest[0]}.py").exists() else None
+        target = rest[0] if (rest and (ROOT / rest[0]).exists()) or (ROOT / f"{rest[0]}.py").exists() else None
         if target is None:  # a public name of the package itself, its version say
             continue
         allowed = ARROWS[room] | EVERYONE | {room}

@@ -48,7 +48,7 @@ class RunState:
         digest = hashlib.blake2b(digest_size=16)
         for name, parameter in self.parameters.items():
             digest.update(name.encode())
-            digest.update(parameter.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+            digest.update(parameter.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
         return digest.hexdigest()
 
     def sync_masks(self) -> None:

@@ -22,8 +22,9 @@ from sparsetrain.engine.learning_rate import factor_at
 from sparsetrain.engine.state import RunState, build, restore, save
 from sparsetrain.engine.window import Window
 from sparsetrain.masks.controller import Report
+from sparsetrain.track.console import RowSink, format_row
 from sparsetrain.track.jsonl import JsonlSink
-from sparsetrain.track.sink import Sink, Tracker
+from sparsetrain.track.sink import Row, Sink, Tracker
 from sparsetrain.track.wandb import WandbSink
 
 
@@ -31,12 +32,19 @@ class ReplicasDiffer(RuntimeError):
     """Ranks hold different weights where they must be equal; the message names the ranks."""
 
 
-def train(job: Job, world: World, folder: pathlib.Path, log: Callable[[str], None]) -> dict[str, Any]:
+def train(
+    job: Job,
+    world: World,
+    folder: pathlib.Path,
+    log: Callable[[str], None],
+    show: Callable[[Row], None] | None = None,
+) -> dict[str, Any]:
     """Train the job on this rank and return the last evaluation, steps, wall seconds and the digest of the weights.
 
-    `folder` is the run folder, shared by all ranks; rank 0 writes its metrics there. Collective.
+    `folder` is the run folder, shared by all ranks; rank 0 writes its metrics there and gives each row to `show`, or
+    as a line to `log`. Collective.
     """
-    trainer = Trainer(build(job, world), folder, log)
+    trainer = Trainer(build(job, world), folder, log, show or (lambda row: log(format_row(row))))
     try:
         result = trainer.run()
     except BaseException:
@@ -49,13 +57,16 @@ def train(job: Job, world: World, folder: pathlib.Path, log: Callable[[str], Non
 class Trainer:
     """One rank's loop over a RunState."""
 
-    def __init__(self, state: RunState, folder: pathlib.Path, log: Callable[[str], None]) -> None:
+    def __init__(
+        self, state: RunState, folder: pathlib.Path, log: Callable[[str], None], show: Callable[[Row], None]
+    ) -> None:
         self.state = state
         self.job = state.job
         self.world = state.world
         self.folder = folder
         self.checkpoints = folder / "checkpoints"
         self.log = log
+        self.show = show
         self.tracker = Tracker({})
         self.window = Window(state.world.transport.meter)
         self.peak = [group["lr"] for group in state.optimizer.param_groups]
@@ -66,7 +77,7 @@ class Trainer:
         state, job = self.state, self.job
         self._resume()
         self._check_replicas()
-        self.tracker = Tracker(_sinks(state, self.folder))
+        self.tracker = Tracker(_sinks(state, self.folder, self.show))
         self.window = Window(self.world.transport.meter, state.exchange.seconds)
         self.log(f"data: {state.data.describe()}")
         began = time.perf_counter() - state.wall_s
@@ -213,14 +224,15 @@ class Trainer:
         self.window = Window(transport.meter, state.exchange.seconds)
 
 
-def _sinks(state: RunState, folder: pathlib.Path) -> dict[str, Callable[[], Sink]]:
+def _sinks(state: RunState, folder: pathlib.Path, show: Callable[[Row], None]) -> dict[str, Callable[[], Sink]]:
     """Return how to open rank 0's sinks; other ranks have none."""
     if state.world.rank != 0:
         return {}
     folder.mkdir(parents=True, exist_ok=True)
     job, step = state.job, state.step
     sinks: dict[str, Callable[[], Sink]] = {
-        "metrics.jsonl": lambda: JsonlSink(JsonlSink.Config(), folder / "metrics.jsonl", step)
+        "metrics.jsonl": lambda: JsonlSink(JsonlSink.Config(), folder / "metrics.jsonl", step),
+        "console": lambda: RowSink(show),
     }
     if job.log.wandb.mode != "disabled":
         sinks["W&B"] = lambda: WandbSink(job.log.wandb, folder, job.name, to_tree(job))

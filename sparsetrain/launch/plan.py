@@ -7,6 +7,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+from sparsetrain.config.errors import JobError
 from sparsetrain.config.job import Job
 
 # Prefixes of the variables that change a run. Only their names are recorded: values may be secrets.
@@ -51,8 +52,13 @@ class LaunchPlan:
 
 
 def ray_plan(job: Job, env: Mapping[str, str] = os.environ) -> LaunchPlan:
-    """Return the plan of a run on Ray: the local machine, or the cluster that the job names."""
+    """Return the plan of a run on Ray: the local machine, or the cluster that the job names.
+
+    Raises JobError for what no machine can give.
+    """
     cluster = job.cluster
+    if not cluster.address and cluster.strategy == "STRICT_SPREAD" and cluster.workers > 1:
+        raise JobError(f"cluster.strategy: STRICT_SPREAD needs {cluster.workers} nodes; this machine is one")
     return LaunchPlan(
         name=job.name,
         launcher="ray",

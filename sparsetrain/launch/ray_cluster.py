@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 import os
 import secrets
@@ -53,7 +54,7 @@ def local_cluster(cluster: Cluster) -> Iterator[None]:
                 num_cpus=max(math.ceil(cluster.workers * cluster.cpus_per_worker), os.cpu_count() or 1),
                 include_dashboard=False,
                 log_to_driver=False,
-                logging_level="error",
+                logging_level=logging.ERROR,
                 namespace=f"sparsetrain-{secrets.token_hex(4)}",
                 object_store_memory=OBJECT_STORE,
                 _temp_dir=os.path.join(folder, "r"),
@@ -89,7 +90,7 @@ def connected(address: str) -> Iterator[None]:
         namespace = f"sparsetrain-{secrets.token_hex(4)}"
         quiet()
         with kept():
-            ray.init(address=address, log_to_driver=False, logging_level="error", namespace=namespace)
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, namespace=namespace)
     except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         first = str(error).strip().split("\n")[0]
         raise JobError(f"cluster.address: no Ray cluster answers at {address!r}: {first}") from error
@@ -157,11 +158,8 @@ def refuse_impossible(cluster: Cluster) -> None:
     """Raise JobError at once where waiting cannot help: an own cluster does not grow."""
     import ray
 
-    if cluster.address:
-        return
-    if cluster.strategy == "STRICT_SPREAD" and cluster.workers > 1:
-        raise JobError(f"cluster.strategy: STRICT_SPREAD needs {cluster.workers} nodes; this machine is one")
-    if ray.cluster_resources().get("GPU", 0.0) < cluster.workers * cluster.gpus_per_worker:
+    wanted = cluster.workers * cluster.gpus_per_worker
+    if not cluster.address and ray.cluster_resources().get("GPU", 0.0) < wanted:
         raise JobError(shortage(cluster))
 
 
@@ -179,14 +177,14 @@ def shortage(cluster: Cluster) -> str:
 def children() -> list[Any]:
     """Return this process's descendants (psutil.Process)."""
     import ray  # noqa: F401, I001  (it ships psutil and puts it on the path)
-    import psutil
+    import psutil  # pyrefly: ignore[missing-import]
 
     return list(psutil.Process().children(recursive=True))
 
 
 def end(processes: list[Any]) -> None:
     """Wait for these processes to end; kill those that do not."""
-    import psutil
+    import psutil  # pyrefly: ignore[missing-import]
 
     _, alive = psutil.wait_procs(processes, timeout=STOP_TIMEOUT)
     for process in alive:

@@ -87,7 +87,7 @@ def gang(job: Job, group: Any, folder: pathlib.Path, check: Callable[[], None]) 
     cluster = job.cluster
     variables = forwarded(dict(os.environ)) if cluster.address else {}
     paths = [str(pathlib.Path(path).absolute()) for path in sys.path]
-    actors = []
+    actors: list[Any] = []
     try:
         for index in range(cluster.workers):
             options = ray.remote(RayWorker).options(
@@ -140,7 +140,7 @@ def supervise(job: Job, members: list[Member], folder: pathlib.Path, progress: P
     import ray
 
     first = members[0]
-    port = ray.get(first.actor.free_port.remote())
+    port = ray.get(first.actor.hold_port.remote(first.address))
     pending: dict[Any, Member] = {}
     for member in members:
         place = Place(

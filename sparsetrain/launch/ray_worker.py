@@ -13,7 +13,6 @@ import traceback
 from typing import Any
 
 from sparsetrain.worker.environment import Place
-from sparsetrain.worker.follow import Follower
 
 COPY_LIMIT = 64 << 20  # bytes; larger files stay on the worker's node
 
@@ -27,7 +26,8 @@ class RayWorker:
             os.chdir(directory)
         sys.path.extend(path for path in paths if path not in sys.path)
         self.lines: collections.deque[str] = collections.deque(maxlen=10_000)
-        self.follower: Follower | None = None
+        self.rows: collections.deque[dict[str, float]] = collections.deque(maxlen=10_000)
+        self.listener: socket.socket | None = None
 
     def where(self, marker: str) -> dict[str, Any]:
         """Return node id, address, host name and pid of this process, and whether it sees the file `marker`."""
@@ -42,11 +42,12 @@ class RayWorker:
             "shared": pathlib.Path(marker).is_file(),
         }
 
-    def free_port(self) -> int:
-        """Return a TCP port that was free on this node a moment ago."""
-        with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-            probe.bind(("", 0))
-            return int(probe.getsockname()[1])
+    def hold_port(self, address: str) -> int:
+        """Return a TCP port of this node's `address` that stays this process's own until the ranks meet there."""
+        self.listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        self.listener.bind((address, 0))
+        self.listener.listen()
+        return int(self.listener.getsockname()[1])
 
     def run(self, tree: dict[str, Any], place: Place, folder: str) -> dict[str, Any]:
         """Train and return {"result": ...} or {"failure": ...}; an exception would lose its time and its type."""
@@ -55,11 +56,10 @@ class RayWorker:
         try:
             os.environ.update(place.variables())
             path = pathlib.Path(folder)
-            self.follower = Follower(path / "metrics.jsonl")
             self._redirect(path, place.rank)
             from sparsetrain.worker.main import run_worker
 
-            return {"result": run_worker(parse(tree), place, path, self._log)}
+            return {"result": run_worker(parse(tree), place, path, self._log, self.rows.append, self.listener)}
         except JobError as error:
             return {"failure": {"kind": "job", "message": str(error), "at": time.time()}}
         except Exception as error:
@@ -71,10 +71,10 @@ class RayWorker:
                 "failure": {"kind": "error", "type": name, "message": message, "traceback": text, "at": time.time()}
             }
 
-    def poll(self) -> tuple[list[str], list[dict[str, Any]]]:
+    def poll(self) -> tuple[list[str], list[dict[str, float]]]:
         """Return the log lines and the metric rows that are new since the last call."""
         lines = [self.lines.popleft() for _ in range(len(self.lines))]
-        return lines, self.follower.rows() if self.follower else []
+        return lines, [self.rows.popleft() for _ in range(len(self.rows))]
 
     def files(self, folder: str) -> dict[str, bytes]:
         """Return the run folder's files by relative path, without checkpoints and files over 64 MiB."""

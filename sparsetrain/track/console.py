@@ -2,7 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
+
+
+class RowSink:
+    """Hands each row to whoever shows it."""
+
+    def __init__(self, show: Callable[[dict[str, float]], None]) -> None:
+        self.show = show
+
+    def log(self, row: dict[str, float]) -> None:
+        """Show one row."""
+        self.show(row)
+
+    def close(self, status: str) -> None:
+        """Do nothing: what shows the rows outlives the run."""
 
 
 def format_row(row: dict[str, Any]) -> str:

@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import os
 import pathlib
 import sys
-import threading
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 from sparsetrain.config.errors import JobError
 from sparsetrain.config.load import load_job
-from sparsetrain.track.console import format_row
 from sparsetrain.worker import existing, record
 from sparsetrain.worker.environment import Place, from_environment
-from sparsetrain.worker.follow import Follower
 from sparsetrain.worker.main import check_size, run_worker
 
-PERIOD = 0.5  # seconds between looks at the metrics
 LAUNCHER = "TORCHELASTIC_RUN_ID"  # torchrun sets it
 
 
@@ -38,8 +33,7 @@ def run(arguments: list[str], say: Callable[[str], None]) -> int:
     if first:
         record.begin(job, folder, _plan(job.name, place))
     try:
-        with showing(folder, say if first else None):
-            result = run_worker(job, place, folder, say)
+        result = run_worker(job, place, folder, say)
     except JobError as error:
         _end(first, folder, "failed", str(error))
         raise
@@ -80,33 +74,6 @@ def main() -> None:
 def _plan(name: str, place: Place) -> dict[str, Any]:
     launcher = "torchrun" if LAUNCHER in os.environ else "process"
     return {"name": name, "launcher": launcher, "workers": place.size, **dataclasses.asdict(place)}
-
-
-@contextlib.contextmanager
-def showing(folder: pathlib.Path, say: Callable[[str], None] | None) -> Iterator[None]:
-    """Say each new row of metrics while inside, from a thread beside the loop."""
-    if say is None:
-        yield
-        return
-    follower = Follower(folder / "metrics.jsonl")
-    over = threading.Event()
-
-    def follow() -> None:
-        while not over.wait(PERIOD):
-            tell()
-
-    def tell() -> None:
-        for row in follower.rows():
-            say(format_row(row))
-
-    thread = threading.Thread(target=follow, name="sparsetrain-rows", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        over.set()
-        thread.join()
-        tell()
 
 
 def _end(first: bool, folder: pathlib.Path, state: str, cause: str) -> None:

@@ -8,6 +8,7 @@ import datetime
 import os
 import pathlib
 import random
+import socket
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -24,11 +25,22 @@ from sparsetrain.worker import interface
 from sparsetrain.worker.environment import Place
 
 Log = Callable[[str], None]
+AGENT_STORE = "TORCHELASTIC_USE_AGENT_STORE"  # torchrun's agent serves the store at the master's port
 MATMUL_ERROR = 1e-5  # relative to float64, in the Frobenius norm
 
 
-def run_worker(job: Job, place: Place, folder: pathlib.Path, log: Log) -> dict[str, Any]:
+def run_worker(
+    job: Job,
+    place: Place,
+    folder: pathlib.Path,
+    log: Log,
+    show: Callable[[dict[str, float]], None] | None = None,
+    listener: socket.socket | None = None,
+) -> dict[str, Any]:
     """Train as rank `place.rank` and return what the loop returns; every rank of the world must call this.
+
+    `listener`, on rank 0, is a socket that is bound to the place's address and port already: nobody can take the port
+    in between, and the store listens on that address only.
 
     Raises whatever the loop raises; then no collective is issued any more, so that a failed rank ends at once.
     """
@@ -40,12 +52,12 @@ def run_worker(job: Job, place: Place, folder: pathlib.Path, log: Log) -> dict[s
     device = pick_device(job, place)
     if device.type == "cpu":
         prefer_fast_matmul(log)
-    with process_group(job, place, device, log):
+    with process_group(job, place, device, log, listener):
         transport = TorchTransport(device) if place.size > 1 else Alone(device)
         world = World(
             rank=place.rank, size=place.size, local_rank=place.local_rank, node=place.node, transport=transport
         )
-        return train(job, world, folder, log)
+        return train(job, world, folder, log, show)
 
 
 def check_size(job: Job, place: Place) -> Job:
@@ -88,7 +100,9 @@ def prefer_fast_matmul(log: Log) -> None:
 
 
 @contextlib.contextmanager
-def process_group(job: Job, place: Place, device: torch.device, log: Log) -> Iterator[None]:
+def process_group(
+    job: Job, place: Place, device: torch.device, log: Log, listener: socket.socket | None = None
+) -> Iterator[None]:
     """Hold the default process group while the loop runs; a world of one rank needs none.
 
     On success all ranks meet and the group is destroyed: plain exits abort now and then. On failure there is no
@@ -101,16 +115,25 @@ def process_group(job: Job, place: Place, device: torch.device, log: Log) -> Ite
     os.environ.update(interface.variables(name))
     backend = "nccl" if device.type == "cuda" else "gloo"
     log(f"rank {place.rank} of {place.size} on {place.node}: {backend} over {name or 'the default interface'}")
-    dist.init_process_group(
-        backend,
-        init_method=f"tcp://{place.master_addr}:{place.master_port}",
-        rank=place.rank,
-        world_size=place.size,
-        timeout=datetime.timedelta(seconds=job.cluster.collective_timeout),
-    )
+    timeout = datetime.timedelta(seconds=job.cluster.collective_timeout)
+    store = meeting_point(place, timeout, listener)
+    dist.init_process_group(backend, store=store, rank=place.rank, world_size=place.size, timeout=timeout)
     yield
     dist.barrier()
     dist.destroy_process_group()
 
 
-__all__ = ["check_size", "pick_device", "prefer_fast_matmul", "process_group", "run_worker", "seed_all"]
+def meeting_point(place: Place, timeout: datetime.timedelta, listener: socket.socket | None = None) -> dist.TCPStore:
+    """Return the store in which the ranks find each other; rank 0 serves it, on the master's address alone."""
+    serves = place.rank == 0 and AGENT_STORE not in os.environ
+    if serves and listener is None:
+        family = socket.AF_INET6 if ":" in place.master_addr else socket.AF_INET
+        listener = socket.create_server((place.master_addr, place.master_port), family=family)
+    return dist.TCPStore(
+        place.master_addr,
+        place.master_port,
+        place.size,
+        is_master=serves,
+        timeout=timeout,
+        master_listen_fd=listener.detach() if serves and listener else None,
+    )

@@ -77,7 +77,7 @@ def test_broken_files(tmp_path, text, says):
 
 
 def test_an_unknown_preset_names_the_near_one():
-    with pytest.raises(JobError, match="quickstart.*did you mean 'quickstart'"):
+    with pytest.raises(JobError, match=r"quickstart.*did you mean 'quickstart'"):
         load_job("quikstart")
 
 

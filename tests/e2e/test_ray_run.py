@@ -95,7 +95,7 @@ def test_a_stopped_run_leaves_no_process(desk: Desk, number: signal.Signals) -> 
 
 
 def test_what_this_machine_cannot_give_is_said_in_one_line(desk: Desk) -> None:
-    code, _, err = desk.call(*CLI, "cluster.strategy=STRICT_SPREAD")
+    code, _, err = desk.call(*CLI, "cluster.gpus_per_worker=99")
     assert (code, err.count("\n")) == (2, 1)
-    assert err.startswith("cluster.strategy: STRICT_SPREAD needs 2 nodes")
+    assert err.startswith("cluster: asked for 2 x (1 CPU, 99 GPU), PACK; the cluster has ")
     assert desk.left() == {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pathlib
+import shutil
 import sys
 
 import pytest
@@ -29,3 +30,4 @@ def test_four_workers_on_two_nodes(tmp_path: pathlib.Path) -> None:
     nodes = [item["node"] for item in placed]
     assert nodes[0] == nodes[1] != nodes[2] == nodes[3]
     assert desk.left() == {}
+    shutil.rmtree(desk.temporary)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import pathlib
 import secrets
 import subprocess
 import sys
@@ -17,6 +18,8 @@ def main() -> int:
     os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32), "RAY_USAGE_STATS_ENABLED": "0"}
     from ray.cluster_utils import Cluster
 
+    # The cluster writes its address there and expects the folder.
+    pathlib.Path(tempfile.gettempdir(), "ray").mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="st2-", dir="/tmp", ignore_cleanup_errors=True) as folder:
         cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "temp_dir": folder})
         with contextlib.ExitStack() as stack:

@@ -196,7 +196,7 @@ def test_a_mask_change_keeps_residuals_of_surviving_coordinates_only(first, seco
 
 
 def three_workers(density: float, feedback: str, eta: float = 0.05, steps: int = 400) -> float:
-    """Beznosikov et al. (2020): f_i = <a_i, x>^2 + |x|^2 / 4 with a_1 = (-3, 2, 2) and its rotations, x0 = (1, 1, 1)."""
+    """Beznosikov et al. (2020): f_i = <a_i, x>^2 + |x|^2 / 4, a_1 = (-3, 2, 2) and its rotations, x0 = (1, 1, 1)."""
     rows = torch.tensor([[-3.0, 2.0, 2.0], [2.0, -3.0, 2.0], [2.0, 2.0, -3.0]])
     config = exchange_config(density=density, error_feedback=feedback, values="fp32", dense_below=0)
 

@@ -65,3 +65,11 @@ def test_the_first_signal_is_a_flag_and_the_second_an_exception() -> None:
         with pytest.raises(Stopped):
             signal.raise_signal(signal.SIGINT)
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_one_machine_cannot_be_two_nodes() -> None:
+    job = parse({"name": "one", "cluster": {"strategy": "STRICT_SPREAD"}})
+    with pytest.raises(JobError, match=r"^cluster\.strategy: STRICT_SPREAD needs 2 nodes"):
+        ray_plan(job)
+    elsewhere = parse({"name": "one", "cluster": {"strategy": "STRICT_SPREAD", "address": "auto"}})
+    assert ray_plan(elsewhere).address == "auto"
