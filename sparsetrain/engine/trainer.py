@@ -44,7 +44,7 @@ def train(
     `folder` is the run folder, shared by all ranks; rank 0 writes its metrics there and gives each row to `show`, or
     as a line to `log`. Collective.
     """
-    trainer = Trainer(build(job, world), folder, log, show or (lambda row: log(format_row(row))))
+    trainer = Trainer(build(job, world), folder, log, show)
     try:
         result = trainer.run()
     except BaseException:
@@ -58,7 +58,11 @@ class Trainer:
     """One rank's loop over a RunState."""
 
     def __init__(
-        self, state: RunState, folder: pathlib.Path, log: Callable[[str], None], show: Callable[[Row], None]
+        self,
+        state: RunState,
+        folder: pathlib.Path,
+        log: Callable[[str], None],
+        show: Callable[[Row], None] | None = None,
     ) -> None:
         self.state = state
         self.job = state.job
@@ -66,7 +70,7 @@ class Trainer:
         self.folder = folder
         self.checkpoints = folder / "checkpoints"
         self.log = log
-        self.show = show
+        self.show = show or (lambda row: log(format_row(row)))
         self.tracker = Tracker({})
         self.window = Window(state.world.transport.meter)
         self.peak = [group["lr"] for group in state.optimizer.param_groups]

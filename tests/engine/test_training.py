@@ -157,7 +157,7 @@ def test_a_damaged_checkpoint_is_skipped_with_a_word_and_an_older_one_taken(tmp_
 def test_weights_that_do_not_fit_are_named(tmp_path):
     root = finished(tmp_path)
     other = build(job("model.width=16"), World())
-    with pytest.raises(checkpoint.CheckpointError, match=r"embed\.weight is \(256, 32\), the model's is \(256, 16\)"):
+    with pytest.raises(checkpoint.CheckpointError, match=r"contract\.bias is \(32,\), the model's is \(16,\)"):
         restore(other, root / "step_00000006")
 
 
