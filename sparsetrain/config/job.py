@@ -146,6 +146,7 @@ class Job:
     cluster: Cluster = Cluster()
     checkpoint: Checkpoint = Checkpoint()
     log: Log = Log()
+    baseline: tuple[str, ...] = ()  # settings of the run that `--against dense` adds: dense training has its own best
 
 
 __all__ = ["Checkpoint", "Cluster", "Component", "Exchange", "Job", "Log", "Masks", "Outer", "Train", "Wandb"]

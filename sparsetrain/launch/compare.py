@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import pathlib
-from typing import Any
 
-from sparsetrain.config import presets
 from sparsetrain.config.job import Job
-from sparsetrain.config.load import load_job, parse, to_tree
+from sparsetrain.config.load import apply_overrides, load_job, parse, to_tree
 
 
 def against_jobs(job: Job, sources: tuple[str, ...]) -> list[Job]:
@@ -16,17 +14,11 @@ def against_jobs(job: Job, sources: tuple[str, ...]) -> list[Job]:
 
 
 def dense(job: Job) -> Job:
-    """Return the dense version of the job: every gradient whole at every step, and no masks."""
-    return parse(dense_tree(to_tree(job)))
-
-
-def dense_tree(tree: dict[str, Any]) -> dict[str, Any]:
-    """Return the dense version of a job's tree, as presets.dense_baseline defines it where there is one."""
-    define = getattr(presets, "dense_baseline", None)
-    if define is not None:
-        tree = define(tree)
-    name = tree["name"] if tree["name"].endswith("-dense") else f"{tree['name']}-dense"
-    return {**tree, "name": name, "exchange": {**tree["exchange"], "regime": "dense", "every": 1}, "masks": None}
+    """Return the dense version of the job: whole gradients at every step, no masks, and what `baseline` sets."""
+    tree = to_tree(job)
+    name = job.name if job.name.endswith("-dense") else f"{job.name}-dense"
+    exchange = {**tree["exchange"], "regime": "dense", "every": 1}
+    return parse(apply_overrides({**tree, "name": name, "exchange": exchange, "masks": None}, job.baseline))
 
 
 def table(folders: list[pathlib.Path]) -> str:

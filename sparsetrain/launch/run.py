@@ -126,8 +126,8 @@ def _run_one(job: Job, options: Options) -> Ended:
     record.begin(job, folder, plan.as_dict())
     print(plan.line(), file=stream, flush=True)
     try:
-        with listening() as stop:
-            result = run_on_ray(job, folder, progress(stream, stop))
+        with listening() as stop, progress(job, stream, stop) as shown:
+            result = run_on_ray(job, folder, shown)
     except JobError as error:
         record.end(folder, "failed", str(error))
         raise
