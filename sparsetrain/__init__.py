@@ -10,8 +10,11 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from sparsetrain.collective.torch_dist import torch_world as torch_world
     from sparsetrain.collective.world import World as World
+    from sparsetrain.config.job import Exchange as Exchange
     from sparsetrain.config.job import Job as Job
+    from sparsetrain.config.job import Masks as Masks
     from sparsetrain.config.load import load_job as load_job
     from sparsetrain.gradient.exchange import GradientExchange as GradientExchange
     from sparsetrain.gradient.hook import HookState as HookState
@@ -21,15 +24,29 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME = {
+    "Exchange": "config.job",
     "GradientExchange": "gradient.exchange",
     "HookState": "gradient.hook",
     "Job": "config.job",
     "MaskController": "masks.controller",
+    "Masks": "config.job",
     "World": "collective.world",
     "comm_hook": "gradient.hook",
     "load_job": "config.load",
+    "torch_world": "collective.torch_dist",
 }
-__all__ = ["GradientExchange", "HookState", "Job", "MaskController", "World", "comm_hook", "load_job"]
+__all__ = [
+    "Exchange",
+    "GradientExchange",
+    "HookState",
+    "Job",
+    "MaskController",
+    "Masks",
+    "World",
+    "comm_hook",
+    "load_job",
+    "torch_world",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import socket
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from sparsetrain.collective.transport import Transport
+from sparsetrain.collective.world import World
 
 
 class TorchTransport(Transport):
@@ -26,3 +30,14 @@ class TorchTransport(Transport):
 
     def _broadcast(self, tensor: Tensor, source: int) -> None:
         dist.broadcast(tensor, source, group=self.group)
+
+
+def torch_world(device: torch.device | None = None) -> World:
+    """Return the world of the default process group, for loops of your own; call it after init_process_group."""
+    return World(
+        rank=dist.get_rank(),
+        size=dist.get_world_size(),
+        local_rank=int(os.environ.get("LOCAL_RANK", "0")),
+        node=socket.gethostname(),
+        transport=TorchTransport(device),
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -32,6 +33,13 @@ class Transport(abc.ABC):
             return [tensor]
         self.meter.add(kind, tensor.nbytes * (self.size - 1))
         return self._all_gather(tensor.contiguous())
+
+    def mean(self, tensors: Mapping[str, Tensor], kind: Kind) -> dict[str, Tensor]:
+        """Return the means over ranks by name, fp32: one dense all-reduce of all of them together."""
+        flat = torch.cat([tensor.detach().reshape(-1).float() for tensor in tensors.values()])
+        self.all_reduce(flat, kind)
+        pieces = flat.div_(self.size).split([tensor.numel() for tensor in tensors.values()])
+        return {name: piece.view_as(tensors[name]) for name, piece in zip(tensors, pieces, strict=True)}
 
     def broadcast(self, tensor: Tensor, kind: Kind, source: int = 0) -> None:
         """Replace `tensor` by the source rank's; the source's n (P-1) elements are booked on the source."""

@@ -45,6 +45,15 @@ def parse(tree: dict[str, Any]) -> Job:
     return job
 
 
+def checked(config: Any) -> Any:
+    """Return a section of the job that was made in code, checked like one from a file. Raises JobError."""
+    own = [field.name for field in dataclasses.fields(config)]
+    try:
+        return adapter(type(config)).validate_python(config)
+    except ValidationError as error:
+        raise JobError(describe(error, lambda path: own)) from error
+
+
 def load_job(source: str, overrides: tuple[str, ...] = ()) -> Job:
     """Return the job of a YAML file or preset name, with `a.b=value` overrides applied in order."""
     return parse(apply_overrides(read_tree(source), overrides))

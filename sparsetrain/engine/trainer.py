@@ -20,6 +20,7 @@ from sparsetrain.engine import checkpoint
 from sparsetrain.engine.evaluate import evaluate
 from sparsetrain.engine.learning_rate import factor_at
 from sparsetrain.engine.state import RunState, build, restore, save
+from sparsetrain.engine.update import gradient
 from sparsetrain.engine.window import Window
 from sparsetrain.masks.controller import Report
 from sparsetrain.track.console import RowSink, format_row
@@ -161,13 +162,9 @@ class Trainer:
     def _mean_gradient(self) -> dict[str, Tensor]:
         """Return the mean gradient of the masked tensors over all ranks: one dense all-reduce, booked under mask."""
         names = list(self.state.masks.masks.masks) if self.state.masks is not None else []
-        parts = [self.state.parameters[name] for name in names]
-        flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).reshape(-1).float() for p in parts])
-        self.world.transport.all_reduce(flat, "mask")
+        means = self.world.transport.mean({name: gradient(self.state.parameters[name]) for name in names}, "mask")
         # A non-finite score would rank anything; every rank sees the same one, so all put zero in its place.
-        flat = torch.nan_to_num(flat.div_(self.world.size), nan=0.0, posinf=0.0, neginf=0.0)
-        pieces = flat.split([p.numel() for p in parts])
-        return {name: piece.view_as(p) for name, piece, p in zip(names, pieces, parts, strict=True)}
+        return {name: torch.nan_to_num(mean, nan=0.0, posinf=0.0, neginf=0.0) for name, mean in means.items()}
 
     def _evaluate(self) -> dict[str, float]:
         train = self.job.train

@@ -54,7 +54,7 @@ class EveryStep:
 
     def step(self, last: bool) -> Updated:
         """Exchange, clip, step. A non-finite gradient on any rank skips the step on all."""
-        means = self.exchange.aggregate({name: _gradient(p) for name, p in self.parameters.items()})
+        means = self.exchange.aggregate({name: gradient(p) for name, p in self.parameters.items()})
         if means is None:
             return Updated(float("nan"), True, skipped=True)
         for name, parameter in self.parameters.items():
@@ -108,7 +108,7 @@ class LocalSteps:
     def step(self, last: bool) -> Updated:
         """Take a local step; at every H-th step and at the last one exchange the difference."""
         self.mask_gradients()
-        gradients = [_gradient(parameter) for parameter in self.parameters.values()]
+        gradients = [gradient(parameter) for parameter in self.parameters.values()]
         norm = torch.nn.utils.get_total_norm(gradients).reshape(1)
         finite = bool(torch.isfinite(norm))
         if finite:
@@ -159,7 +159,8 @@ class LocalSteps:
                 self.momentum[name].copy_(state[name])
 
 
-def _gradient(parameter: nn.Parameter) -> Tensor:
+def gradient(parameter: nn.Parameter) -> Tensor:
+    """Return the parameter's gradient, zeros where the batch gave it none."""
     # A parameter that this batch did not use still has its place in the layout.
     return parameter.grad if parameter.grad is not None else torch.zeros_like(parameter)
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from sparsetrain.collective.payload import DTYPES, Payload
 from sparsetrain.collective.world import World
 from sparsetrain.config.job import Exchange
+from sparsetrain.config.load import checked
 from sparsetrain.gradient.channel import Channel
 from sparsetrain.gradient.density import density_at, entries
 from sparsetrain.gradient.layout import Shape, build_buckets
@@ -46,13 +47,13 @@ class GradientExchange:
         steps: int,
         device: torch.device | None = None,
     ) -> None:
-        self.config = config
+        self.config = config = checked(config)
         self.world = world
         self.step = 0
         self.epoch = 0
         self.seconds = 0.0  # spent in aggregate so far, waiting for peers included
         self.stats = ExchangeStats()
-        self.device = device or torch.device("cpu")
+        self.device = device or world.transport.device
         self.warmup_steps = round(config.warmup * steps)
         self.sparsifier = config.sparsifier.build()
         self.feedback = config.error_feedback.build()

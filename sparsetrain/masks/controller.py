@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from sparsetrain.config.errors import JobError
 from sparsetrain.config.job import Masks
+from sparsetrain.config.load import checked
 from sparsetrain.masks import transition
 from sparsetrain.masks.agreement import Gather, agree
 from sparsetrain.masks.generator import generator_for
@@ -52,7 +53,7 @@ class MaskController:
         gather: Gather | None = None,
         fresh: bool = True,
     ) -> None:
-        self.config = config
+        self.config = config = checked(config)
         self.seed = seed
         self.gather = gather or (lambda data: [data])
         self.method = config.method.build()
