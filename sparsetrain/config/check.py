@@ -24,3 +24,22 @@ def check(job: Job) -> None:
             )
     if masks is not None and masks.end <= masks.begin and masks.method.name != "static":
         raise JobError(f"masks.end: {masks.end} must be greater than masks.begin ({masks.begin})")
+
+
+def advice(job: Job) -> list[str]:
+    """Return what is allowed but rarely wanted, a line each."""
+    lines = []
+    exchange = job.exchange
+    if job.optimizer.name == "adamw" and exchange.regime == "sparse" and exchange.every == 1 and exchange.density < 0.5:
+        lines.append(
+            f"exchange.every: AdamW's step shrinks by about {exchange.density**0.5:.2g} on gradients that arrive at "
+            f"density {exchange.density:g}; local steps (exchange.every=5, a larger density) or sgd avoid that"
+        )
+    masks, steps = job.masks, job.train.steps
+    if masks is not None and masks.method.name != "static":
+        first = max(1, -(-round(masks.begin * steps) // masks.every)) * masks.every
+        if first >= round(masks.end * steps):
+            lines.append(f"masks.every: no update falls into these {steps} steps: the masks stay as they begin")
+    if masks is not None and exchange.regime == "dense":
+        lines.append("exchange.regime: dense sends the zeros of masked weights too; packed gives the same without them")
+    return lines

@@ -18,7 +18,7 @@ def quickstart() -> Tree:
         "name": "quickstart",
         "model": {"name": "gpt", "layers": 4, "width": 128, "heads": 4, "context": 128},
         "data": {"name": "text"},
-        "optimizer": {"name": "adamw", "learning_rate": 2e-2, "weight_decay": 0.01},
+        "optimizer": {"name": "adamw", "learning_rate": 3e-2, "weight_decay": 0.01},
         "train": {"steps": 400, "batch_size": 8},
         "exchange": {"regime": "sparse", "density": 0.25, "every": 5},
         "masks": {"method": {"name": "rigl"}, "sparsity": 0.9, "every": 50},

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from sparsetrain.collective.world import World
+from sparsetrain.config.check import advice
 from sparsetrain.config.job import Job
 from sparsetrain.config.load import to_tree
 from sparsetrain.engine import checkpoint
@@ -85,6 +86,8 @@ class Trainer:
         self.tracker = Tracker(_sinks(state, self.folder, self.show))
         self.window = Window(self.world.transport.meter, state.exchange.seconds)
         self.log(f"data: {state.data.describe()}")
+        for line in advice(job):
+            self.log(f"note: {line}")
         began = time.perf_counter() - state.wall_s
         while state.step < job.train.steps:
             report = self.train_step()

@@ -65,6 +65,7 @@ def _bars(axis: Any, runs: dict[str, list[dict[str, Any]]]) -> None:
             height.append(1e3 * sum(values) / max(1, len(values)))
         axis.bar(list(runs), height, bottom=base, width=0.5, label=part.replace("_", " + "))
         base = [low + more for low, more in zip(base, height, strict=True)]
+    axis.set_xlim(-0.75, len(runs) - 0.25)
 
 
 def _label(axes: Any) -> None:

@@ -1,6 +1,7 @@
 import pytest
 import yaml
 
+from sparsetrain.config.check import advice
 from sparsetrain.config.load import JobError, load_job, parse, read_tree, to_tree, to_yaml
 from sparsetrain.config.presets import PRESETS
 
@@ -86,3 +87,15 @@ def test_presets_are_fresh_trees():
     one["train"]["steps"] = 1
     assert read_tree("quickstart")["train"]["steps"] != 1
     assert yaml.safe_load(yaml.safe_dump(one)) == one
+
+
+def test_adamw_on_rare_gradients_is_allowed_with_a_word():
+    (line,) = advice(load_job("quickstart", ("exchange.every=1", "exchange.density=0.01")))
+    assert line.startswith("exchange.every: AdamW's step shrinks by about 0.1 ")
+    assert advice(load_job("quickstart")) == advice(load_job("fashion_mnist")) == []
+
+
+def test_masks_that_never_change_are_allowed_with_a_word():
+    (line,) = advice(load_job("quickstart", ("train.steps=50",)))
+    assert line.startswith("masks.every: no update falls into these 50 steps")
+    assert advice(load_job("quickstart", ("train.steps=80",))) == []

@@ -99,3 +99,29 @@ def test_what_this_machine_cannot_give_is_said_in_one_line(desk: Desk) -> None:
     assert (code, err.count("\n")) == (2, 1)
     assert err.startswith("cluster: asked for 2 x (1 CPU, 99 GPU), PACK; the cluster has ")
     assert desk.left() == {}
+
+
+def test_killed_and_resumed_is_straight_bit_for_bit(desk: Desk) -> None:
+    """Masks change after steps 4 and 8; rank 1 is killed somewhere behind the checkpoint of step 4."""
+    wanted = (
+        *CLI,
+        *("model.name=slowly:Slow", "train.steps=12", "checkpoint.every=2", "log.every=1"),
+        "masks={method: rigl, sparsity: 0.8, every: 4, end: 1.0}",
+    )
+    code, _, err = desk.call(*wanted, "name=straight")
+    assert code == 0, err
+    process = desk.start(*wanted)
+    saved = desk.folder / "runs/tiny/checkpoints/step_00000004/COMPLETE"
+    while not saved.exists():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    os.kill(max(pid for pid, line in desk.processes().items() if line.startswith("ray::RayWorker")), signal.SIGKILL)
+    process.communicate(timeout=60)
+    assert process.returncode == 1
+    code, out, err = desk.call("sparsetrain", "resume", "tiny")
+    assert (code, "resumed from step_0000" in out) == (0, True), err
+    straight, resumed = desk.run_json("straight")["result"], desk.run_json("tiny")["result"]
+    assert (resumed["steps"], resumed["weights_digest"]) == (12, straight["weights_digest"])
+    assert resumed["eval/loss"] == straight["eval/loss"]
+    assert desk.losses("tiny") == desk.losses("straight")
+    assert desk.left() == {}
