@@ -42,7 +42,9 @@ def compare(folders: list[pathlib.Path]) -> str:
     runs = [figures(folder) for folder in folders]
     lines = [["", *(folder.name for folder in folders)]]
     for title, show in _rows(runs[0]):
-        lines.append([title, *(show(run) if run else "-" for run in runs)])
+        cells = [show(run) if run else "-" for run in runs]
+        if any(cell != "-" for cell in cells):
+            lines.append([title, *cells])
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     text = [
         "  ".join(
