@@ -7,6 +7,7 @@ Entries are strings so that reading a job file never imports torch; third partie
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import importlib
 import inspect
@@ -78,9 +79,9 @@ def load(kind: str, name: str) -> type:
     module, _, attribute = (target or name).partition(":")
     try:
         cls = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise UnknownName(f"cannot load {kind} {name!r}: {error}") from error
-    if not inspect.isclass(cls) or not hasattr(cls, "Config"):
+    except (Exception, SystemExit) as error:  # whatever a module of the user's does when it is imported
+        raise UnknownName(f"cannot load {kind} {name!r}: {type(error).__name__}: {error}") from error
+    if not inspect.isclass(cls) or not dataclasses.is_dataclass(getattr(cls, "Config", None)):
         raise UnknownName(f"cannot load {kind} {name!r}: {attribute} is not a class with a Config dataclass")
     return cls
 

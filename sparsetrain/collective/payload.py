@@ -1,7 +1,7 @@
 """The message of one bucket: ascending unique indices and their values, as one buffer of bytes.
 
 Layout: 24-byte header, k little-endian int32 indices, k values. The receiver trusts nothing: length, magic, version,
-mask epoch, bucket size, order and range of the indices are checked before anything is scattered.
+mask epoch, bucket size, order and range of the indices, finite values are checked before anything is scattered.
 """
 
 from __future__ import annotations
@@ -62,6 +62,8 @@ def decode(message: Tensor, like: Payload, source: int) -> tuple[Tensor, Tensor]
     values = message[HEADER.size + 4 * k :].clone().view(like.values.dtype)
     if k and not _ascending(indices, like.size):
         raise CorruptPayload(f"rank {source}, bucket {like.bucket}: indices not ascending in 0..{like.size - 1}")
+    if not bool(torch.isfinite(values).all()):
+        raise CorruptPayload(f"rank {source}, bucket {like.bucket}: values that are not finite")
     return indices.long(), values.float()
 
 

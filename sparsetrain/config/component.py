@@ -10,7 +10,7 @@ from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 from sparsetrain import registry
 
-STRICT = {"extra": "forbid", "validate_default": True, "revalidate_instances": "always"}
+STRICT = {"extra": "forbid", "allow_inf_nan": False, "validate_default": True, "revalidate_instances": "always"}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -31,16 +31,22 @@ class Component:
 
 
 class Named:
-    """Pydantic annotation: a registry entry of `kind`, given as a name or as `{name: ..., **options}`."""
+    """Pydantic annotation: a registry entry of `kind`, given as a name or as `{name: ..., **options}`.
 
-    def __init__(self, kind: str) -> None:
+    A mapping without a name sets options of the `default`.
+    """
+
+    def __init__(self, kind: str, default: str | None = None) -> None:
         self.kind = kind
+        self.default = default
 
     def parse(self, value: Any) -> Component:
         if isinstance(value, Component):
             return value
         if isinstance(value, str):
             value = {"name": value}
+        if isinstance(value, dict) and self.default:
+            value = {"name": self.default, **value}
         if not isinstance(value, dict) or not isinstance(value.get("name"), str):
             allowed = ", ".join(registry.names(self.kind))
             message = f"give a name or a mapping with 'name'; allowed: {allowed}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from typing import Any
 
 from pydantic import ValidationError
@@ -45,6 +46,10 @@ def _flatten(error: ValidationError, prefix: tuple[str, ...]) -> Any:
             yield path, item["type"], item["input"], message
 
 
+_SHORT = reprlib.Repr()
+_SHORT.maxlevel = 2  # anchors can make a small file an endless value
+
+
 def _short(value: Any) -> str:
-    text = repr(value)
+    text = _SHORT.repr(value)
     return text if len(text) <= 60 else text[:57] + "..."

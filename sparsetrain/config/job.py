@@ -12,11 +12,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from sparsetrain.config.component import STRICT, Component, Named
-
-Positive = Annotated[int, Field(ge=1)]
-Count = Annotated[int, Field(ge=0)]
-Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
-Density = Annotated[float, Field(gt=0.0, le=1.0)]
+from sparsetrain.config.numbers import Above0, BelowOne, Count, Density, Fraction, NotNegative, Positive
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -28,11 +24,12 @@ class Train:
     batch_size: Positive = 16  # samples per worker and micro-batch
     accumulate: Positive = 1  # micro-batches per step
     precision: Literal["fp32", "bf16"] = "fp32"  # bf16: autocast, weights stay fp32
-    clip: Annotated[float, Field(ge=0.0)] = 1.0  # norm of the mean gradient; 0 switches it off
+    clip: NotNegative = 1.0  # norm of the mean gradient; 0 switches it off
     warmup: Fraction = 0.05  # share of the steps in which the learning rate climbs
     final_learning_rate: Fraction = 0.1  # share of the peak at the last step (cosine)
     evaluate_every: Positive = 100  # steps
     evaluate_batches: Positive = 20  # per worker
+    skip_limit: Positive = 20  # steps in a row without a finite gradient that end the run
     init_from: str | None = None  # safetensors file with pretrained weights
 
 
@@ -41,8 +38,8 @@ class Outer:
     """The optimizer that applies the mean weight difference when `exchange.every` > 1 (DiLoCo, arXiv 2311.08105)."""
 
     __pydantic_config__ = STRICT
-    learning_rate: Annotated[float, Field(gt=0.0)] = 1.0
-    momentum: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    learning_rate: Above0 = 1.0
+    momentum: BelowOne = 0.0
     nesterov: bool = True
 
 
@@ -57,9 +54,9 @@ class Exchange:
     warmup_density: Density = 0.25  # where that fall begins (geometric)
     every: Positive = 1  # 1: exchange gradients each step; H: exchange weight differences each H steps
     outer: Outer = Outer()
-    sparsifier: Annotated[Component, Named("sparsifier")] = "topk"  # pyrefly: ignore[bad-assignment]
-    error_feedback: Annotated[Component, Named("error_feedback")] = "ef14"  # pyrefly: ignore[bad-assignment]
-    collective: Annotated[Component, Named("collective")] = "allgather"  # pyrefly: ignore[bad-assignment]
+    sparsifier: Annotated[Component, Named("sparsifier", "topk")] = "topk"  # pyrefly: ignore[bad-assignment]
+    error_feedback: Annotated[Component, Named("error_feedback", "ef14")] = "ef14"  # pyrefly: ignore[bad-assignment]
+    collective: Annotated[Component, Named("collective", "allgather")] = "allgather"  # pyrefly: ignore[bad-assignment]
     values: Literal["fp32", "bf16"] = "bf16"  # dtype of sent values; the rounding error stays in the residual
     bucket_elements: Positive = 1 << 22
     dense_below: Count = 4096  # tensors with fewer elements, and all 1-D ones, travel dense in one buffer
@@ -70,9 +67,9 @@ class Masks:
     """Which weights are kept, and how that changes. `begin` and `end` are fractions of the run."""
 
     __pydantic_config__ = STRICT
-    method: Annotated[Component, Named("mask_method")] = "static"  # pyrefly: ignore[bad-assignment]
-    distribution: Annotated[Component, Named("distribution")] = "erk"  # pyrefly: ignore[bad-assignment]
-    sparsity: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.9
+    method: Annotated[Component, Named("mask_method", "static")] = "static"  # pyrefly: ignore[bad-assignment]
+    distribution: Annotated[Component, Named("distribution", "erk")] = "erk"  # pyrefly: ignore[bad-assignment]
+    sparsity: BelowOne = 0.9
     begin: Fraction = 0.0
     end: Fraction = 0.75  # the last update comes strictly before this point
     every: Positive = 100  # steps between updates
@@ -87,14 +84,14 @@ class Cluster:
 
     __pydantic_config__ = STRICT
     workers: Positive = 2
-    cpus_per_worker: Annotated[float, Field(gt=0.0)] = 1.0
-    gpus_per_worker: Annotated[float, Field(ge=0.0)] = 0.0
+    cpus_per_worker: Above0 = 1.0
+    gpus_per_worker: NotNegative = 0.0
     address: str | None = None  # an existing Ray cluster; None starts a local one
     strategy: Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"] = "PACK"
     threads_per_worker: Count = 1  # torch threads; 0 keeps torch's own choice
     interface: str | None = None  # network interface for gloo and nccl; None: the one that routes to rank 0
-    start_timeout: Annotated[float, Field(gt=0.0)] = 120.0  # seconds until all workers must be up
-    collective_timeout: Annotated[float, Field(gt=0.0)] = 60.0  # seconds per collective
+    start_timeout: Above0 = 120.0  # seconds until all workers must be up
+    collective_timeout: Above0 = 60.0  # seconds per collective
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -137,9 +134,9 @@ class Job:
     version: Literal[1] = 1
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
     seed: Count = 0
-    model: Annotated[Component, Named("model")] = "gpt"  # pyrefly: ignore[bad-assignment]
-    data: Annotated[Component, Named("data")] = "text"  # pyrefly: ignore[bad-assignment]
-    optimizer: Annotated[Component, Named("optimizer")] = "adamw"  # pyrefly: ignore[bad-assignment]
+    model: Annotated[Component, Named("model", "gpt")] = "gpt"  # pyrefly: ignore[bad-assignment]
+    data: Annotated[Component, Named("data", "text")] = "text"  # pyrefly: ignore[bad-assignment]
+    optimizer: Annotated[Component, Named("optimizer", "adamw")] = "adamw"  # pyrefly: ignore[bad-assignment]
     train: Train = Train()
     exchange: Exchange = Exchange()
     masks: Masks | None = None  # None: dense weights

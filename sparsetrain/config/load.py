@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import pathlib
 import re
@@ -23,14 +24,26 @@ class _UniqueKeys(yaml.SafeLoader):
 def _mapping(loader: _UniqueKeys, node: yaml.MappingNode) -> dict[Any, Any]:
     seen: set[Any] = set()
     for key_node, _ in node.value:
+        if key_node.tag == "tag:yaml.org,2002:merge":
+            continue
         key = loader.construct_object(key_node)
         if key in seen:
             raise JobError(f"{key}: given twice (line {key_node.start_mark.line + 1})")
         seen.add(key)
+    loader.flatten_mapping(node)
     return loader.construct_mapping(node, deep=True)
 
 
 _UniqueKeys.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
+
+
+def read_yaml(text: str, where: str) -> Any:
+    """Return the value of a YAML text. Raises JobError that begins with `where` for whatever is wrong with it."""
+    try:
+        return yaml.load(text, Loader=_UniqueKeys)  # a SafeLoader
+    except (yaml.YAMLError, ValueError, TypeError, AttributeError, RecursionError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise JobError(f"{where}: not readable as YAML: {reason}") from error
 
 
 def parse(tree: dict[str, Any]) -> Job:
@@ -66,13 +79,16 @@ def read_tree(source: str) -> dict[str, Any]:
     path = pathlib.Path(source)
     if path.suffix not in (".yaml", ".yml") and source in PRESETS:
         return PRESETS[source]()
-    if not path.is_file():
-        near = registry.nearest(source, list(PRESETS))
-        raise JobError(f"{source}: no such job file or preset; presets: {', '.join(PRESETS)}{near}")
     try:
-        tree = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeys)  # a SafeLoader
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise JobError(f"{source}: not readable as YAML: {' '.join(str(error).split())}") from error
+        text = path.read_text(encoding="utf-8")
+    except (FileNotFoundError, ValueError) as error:
+        if isinstance(error, UnicodeDecodeError):
+            raise JobError(f"{source}: is not a text file") from error
+        near = registry.nearest(source, list(PRESETS))
+        raise JobError(f"{source}: no such job file or preset; presets: {', '.join(PRESETS)}{near}") from error
+    except OSError as error:
+        raise JobError(f"{source[:100]}: cannot be read: {error.strerror}") from error
+    tree = read_yaml(text, source)
     if not isinstance(tree, dict):
         raise JobError(f"{source}: a job file holds a mapping, not {type(tree).__name__}")
     return tree
@@ -80,15 +96,12 @@ def read_tree(source: str) -> dict[str, Any]:
 
 def apply_overrides(tree: dict[str, Any], overrides: tuple[str, ...]) -> dict[str, Any]:
     """Return a copy of `tree` with each `a.b=value` (value read as YAML) put in its place."""
-    result = yaml.safe_load(yaml.safe_dump(tree))
+    result = copy.deepcopy(tree)
     for override in overrides:
         path, equals, text = override.partition("=")
         if not equals or not path:
             raise JobError(f"{override}: an override has the form a.b=value")
-        try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise JobError(f"{path}: value is not readable as YAML (given {text!r})") from error
+        value = read_yaml(text, path)
         node = result
         *parents, last = path.split(".")
         for part in parents:

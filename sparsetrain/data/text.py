@@ -15,6 +15,7 @@ from pydantic import Field
 from torch import Tensor
 
 from sparsetrain.config.errors import JobError
+from sparsetrain.config.numbers import Number, Positive
 
 
 class Text:
@@ -24,9 +25,9 @@ class Text:
     class Config:
         """`path` is a file or a glob; None takes the top-level modules of the standard library."""
 
-        path: str | None = None
-        context: Annotated[int, Field(ge=1)] = 128  # bytes in a sample
-        eval_fraction: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.1
+        path: Annotated[str, Field(min_length=1)] | None = None
+        context: Positive = 128  # bytes in a sample
+        eval_fraction: Annotated[float, Number, Field(gt=0.0, lt=1.0)] = 0.1
 
     def __init__(self, config: Config) -> None:
         self.config = config

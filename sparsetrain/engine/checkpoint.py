@@ -1,22 +1,30 @@
 """The whole state of a run on disk: safetensors and JSON only, written beside, fsynced, renamed; COMPLETE comes last.
 
 Layout of `step_00000500/`: model, masks, optimizer (one, or one a rank with local steps), residual.rank00000 (with the
-rank's random generators) as .safetensors; state.json; COMPLETE. A folder without COMPLETE is never read.
+rank's random generators) as .safetensors; state.json; COMPLETE, which holds the digest of every file. A folder without
+COMPLETE is never read, and no file whose digest differs.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import json
 import os
 import pathlib
 import shutil
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated
 
 import torch
+from pydantic import Field, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+
+from sparsetrain.collective.meter import Kind
+from sparsetrain.config.component import STRICT, adapter
+from sparsetrain.config.numbers import Count, Positive
 
 FORMAT = 1
 Tensors = dict[str, Tensor]
@@ -63,12 +71,30 @@ def publish(unfinished: pathlib.Path, final: pathlib.Path, keep: int) -> None:
         shutil.rmtree(final)
     unfinished.rename(final)
     sync(final.parent)
-    write_text(final / "COMPLETE", "")
+    digests = {path.name: digest(path) for path in sorted(final.iterdir())}
+    write_text(final / "COMPLETE", json.dumps({"blake2b": digests}, indent=1))
     sync(final)
     for old in complete(final.parent)[:-keep]:
         # The mark goes first, so that a half-removed folder is never taken for a checkpoint.
         (old / "COMPLETE").unlink()
         shutil.rmtree(old)
+
+
+def digest(path: pathlib.Path) -> str:
+    """Return the 128-bit blake2b digest of a file, as hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+
+
+def verify(path: pathlib.Path) -> None:
+    """Raise CheckpointError when a checkpoint's file is missing or not the one that COMPLETE names."""
+    try:
+        named = json.loads((path.parent / "COMPLETE").read_text(encoding="utf-8"))["blake2b"]
+        # Ranks without a shared disk have files that rank 0 has not seen.
+        if named.get(path.name, found := digest(path)) != found:
+            raise CheckpointError(f"{path}: is not the file that was saved (its digest is another)")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise CheckpointError(f"{path}: {type(error).__name__}: {error}") from error
 
 
 def read_tensors(path: pathlib.Path) -> Tensors:
@@ -79,16 +105,51 @@ def read_tensors(path: pathlib.Path) -> Tensors:
         raise CheckpointError(f"{path}: {error}") from error
 
 
-def read_state(folder: pathlib.Path) -> dict[str, Any]:
+def read_saved(folder: pathlib.Path, name: str) -> Tensors:
+    """Return the tensors of a checkpoint's file after its digest has been compared. Raises CheckpointError."""
+    verify(folder / name)
+    return read_tensors(folder / name)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class About:
+    """What state.json holds: how far the run was, and on how many ranks."""
+
+    __pydantic_config__ = STRICT
+    format: int
+    step: Positive
+    samples: Annotated[int, Field(ge=0)]
+    exchanges: Count
+    mask_epoch: Count
+    world_size: Annotated[int, Field(ge=1, le=1 << 20)]
+    wall_s: Annotated[float, Field(ge=0.0)]
+    sent_bytes: dict[Kind, Annotated[float, Field(ge=0.0)]]
+    weights_digest: str
+
+
+def read_about(folder: pathlib.Path) -> About:
     """Return state.json of a checkpoint. Raises CheckpointError when it is damaged or of another format."""
+    path = folder / "state.json"
+    verify(path)
     try:
-        state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-        found = state["format"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{folder / 'state.json'}: {error}") from error
-    if found != FORMAT:
-        raise CheckpointError(f"{folder}: checkpoint format {found}, this version reads {FORMAT}")
-    return state
+        about = adapter(About).validate_json(path.read_bytes(), strict=True)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise CheckpointError(f"{path}: {where}: {first['msg']}") from error
+    if about.format != FORMAT:
+        raise CheckpointError(f"{path}: checkpoint format {about.format}, this version reads {FORMAT}")
+    if folder != folder_of(folder.parent, about.step):
+        raise CheckpointError(f"{path}: step {about.step} in the folder of another step")
+    return about
+
+
+def fitting(source: str, tensor: Tensor, like: Tensor) -> Tensor:
+    """Return `tensor` on the device of `like`. Raises CheckpointError when shape or dtype differ."""
+    if tensor.shape != like.shape or tensor.dtype != like.dtype:
+        found, wanted = (f"{part.dtype} {tuple(part.shape)}" for part in (tensor, like))
+        raise CheckpointError(f"{source} is {found}, not {wanted}")
+    return tensor.to(like.device, copy=True)
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter]) -> Tensors:
@@ -105,13 +166,14 @@ def load_optimizer(
     optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter], tensors: Mapping[str, Tensor]
 ) -> None:
     """Put back what `optimizer_tensors` returned; state is matched by parameter name, never by position."""
+    optimizer.state.clear()  # what a checkpoint that turned out unreadable has left
     for key, tensor in tensors.items():
         field, _, name = key.partition("/")
         if name not in parameters:
             raise CheckpointError(f"optimizer state of {name}: the model has no such parameter")
         parameter = parameters[name]
-        value = tensor.clone() if tensor.ndim == 0 else tensor.to(parameter.device, copy=True)
-        optimizer.state[parameter][field] = value
+        like = parameter.detach() if tensor.ndim else torch.zeros((), dtype=torch.float32)
+        optimizer.state[parameter][field] = fitting(f"optimizer state {key}", tensor, like)
 
 
 def model_tensors(model: nn.Module) -> Tensors:

@@ -6,15 +6,11 @@ Weight decay is decoupled or added after aggregation, so it never travels; 1-D t
 from __future__ import annotations
 
 import dataclasses
-from typing import Annotated
 
 import torch
-from pydantic import Field
 from torch import nn
 
-Rate = Annotated[float, Field(gt=0.0)]
-NotNegative = Annotated[float, Field(ge=0.0)]
-BelowOne = Annotated[float, Field(ge=0.0, lt=1.0)]
+from sparsetrain.config.numbers import Above0, BelowOne, NotNegative
 
 
 def _groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:
@@ -32,10 +28,14 @@ class SGD:
     class Config:
         """`learning_rate` is the peak of the schedule."""
 
-        learning_rate: Rate = 0.1
+        learning_rate: Above0 = 0.1
         momentum: BelowOne = 0.9
         nesterov: bool = False
         weight_decay: NotNegative = 0.0
+
+        def __post_init__(self) -> None:
+            if self.nesterov and not self.momentum:
+                raise ValueError("nesterov needs a momentum above 0")
 
     def __init__(self, config: Config) -> None:
         self.config = config
@@ -55,10 +55,10 @@ class AdamW:
     class Config:
         """`learning_rate` is the peak of the schedule."""
 
-        learning_rate: Rate = 1e-3
+        learning_rate: Above0 = 1e-3
         beta1: BelowOne = 0.9
         beta2: BelowOne = 0.95
-        epsilon: Rate = 1e-8
+        epsilon: Above0 = 1e-8
         weight_decay: NotNegative = 0.01
 
     def __init__(self, config: Config) -> None:

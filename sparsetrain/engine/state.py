@@ -162,36 +162,38 @@ def restore(state: RunState, folder: pathlib.Path) -> None:
     """Continue from a checkpoint, also on another number of ranks. Raises CheckpointError when it does not fit."""
     try:
         _restore(state, folder)
-    except (KeyError, TypeError, ValueError) as error:
-        raise checkpoint.CheckpointError(f"{folder}: {error}") from error
+    except checkpoint.CheckpointError:
+        raise
+    except (LookupError, TypeError, ValueError, RuntimeError, ArithmeticError) as error:
+        raise checkpoint.CheckpointError(f"{folder}: {type(error).__name__}: {error}") from error
 
 
 def _restore(state: RunState, folder: pathlib.Path) -> None:
-    about = checkpoint.read_state(folder)
-    checkpoint.load_model(state.model, checkpoint.read_tensors(folder / "model.safetensors"), folder)
+    about = checkpoint.read_about(folder)
+    checkpoint.load_model(state.model, checkpoint.read_saved(folder, "model.safetensors"), folder)
     if state.masks is not None:
-        packed = checkpoint.read_tensors(folder / "masks.safetensors")
-        state.masks.load_state_dict({"packed": packed, "epoch": about["mask_epoch"]})
+        packed = checkpoint.read_saved(folder, "masks.safetensors")
+        state.masks.load_state_dict({"packed": packed, "epoch": about.mask_epoch})
     state.sync_masks()
-    state.update.load_state(checkpoint.read_tensors(folder / "outer.safetensors"))
-    ranks, rank = about["world_size"], state.world.rank
+    state.update.load_state(checkpoint.read_saved(folder, "outer.safetensors"))
+    ranks, rank = about.world_size, state.world.rank
     own = "optimizer.safetensors"
     if state.job.exchange.every > 1:
         own = f"optimizer.rank{rank % ranks:05d}.safetensors"
-    checkpoint.load_optimizer(state.optimizer, state.parameters, checkpoint.read_tensors(folder / own))
-    files = [folder / f"residual.rank{r:05d}.safetensors" for r in range(ranks)]
+    checkpoint.load_optimizer(state.optimizer, state.parameters, checkpoint.read_saved(folder, own))
     if ranks == state.world.size:
-        mine = checkpoint.read_tensors(files[rank])
+        mine = checkpoint.read_saved(folder, f"residual.rank{rank:05d}.safetensors")
         state.exchange.load_residuals(_residuals(mine))
         torch.set_rng_state(mine["random/torch"])
     else:
-        state.exchange.load_residuals(_mean([_residuals(checkpoint.read_tensors(file)) for file in files]))
-    state.exchange.step = about["exchanges"]
+        saved = (checkpoint.read_saved(folder, f"residual.rank{r:05d}.safetensors") for r in range(ranks))
+        state.exchange.load_residuals(_mean([_residuals(tensors) for tensors in saved]))
+    state.exchange.step = about.exchanges
     # A changed batch moves the border between finished and new samples to a whole number of steps.
-    state.step = about["step"]
-    state.wall_s = about["wall_s"]
-    state.world.transport.meter.sent.update(about["sent_bytes"])
-    if state.weights_digest() != about["weights_digest"]:
+    state.step = about.step
+    state.wall_s = about.wall_s
+    state.world.transport.meter.sent.update(about.sent_bytes)
+    if state.weights_digest() != about.weights_digest:
         raise checkpoint.CheckpointError(f"{folder}: weights do not have the digest that state.json names")
 
 

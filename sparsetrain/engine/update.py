@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from sparsetrain.collective.world import World
 from sparsetrain.config.job import Outer
+from sparsetrain.engine.checkpoint import fitting
 from sparsetrain.gradient.exchange import GradientExchange
 
 
@@ -156,7 +157,7 @@ class LocalSteps:
         for name, parameter in self.parameters.items():
             self.anchor[name].copy_(parameter)
             if name in self.momentum:
-                self.momentum[name].copy_(state[name])
+                self.momentum[name] = fitting(f"outer momentum of {name}", state[name], self.momentum[name])
 
 
 def gradient(parameter: nn.Parameter) -> Tensor:

@@ -161,7 +161,9 @@ class GradientExchange:
         self.stats.sent += k
         residual = channel.residual if self.feedback.keeps else None
         indices, values = self.sparsifier.select(residual, channel.buffer, k)
-        sent = values.to(DTYPES[self.config.values])
+        dtype = DTYPES[self.config.values]
+        # The largest fp32 numbers round up to infinity in bf16.
+        sent = values.to(dtype).clamp_(-torch.finfo(dtype).max, torch.finfo(dtype).max)
         # "Sent" means "decoded by the receivers": what rounding takes away stays in the residual.
         channel.buffer[indices.long()] = values - sent.float()
         payload = Payload(indices, sent, channel.size, self.epoch, channel.index)

@@ -59,12 +59,17 @@ class MaskController:
         self.method = config.method.build()
         self.distribution = config.distribution.build()
         self.schedule = MaskSchedule(steps, config.begin, config.end, config.every)
+        unknown = [name for name in maskable if name not in parameters]
+        if unknown or not maskable:
+            raise JobError(f"masks: the model's maskable tensors must be among its parameters (given {unknown})")
         chosen = [name for name in maskable if not any(fnmatch.fnmatch(name, p) for p in config.exclude)]
         if not chosen:
             raise JobError(f"masks.exclude: {list(config.exclude)} leaves no tensor to mask")
         self.parameters = {name: parameters[name] for name in parameters if name in chosen}
         self.shapes = {name: tuple(parameter.shape) for name, parameter in self.parameters.items()}
         counts = self.distribution.counts(self.shapes, config.sparsity)
+        if not any(counts.values()):
+            raise JobError(f"masks.sparsity: {config.sparsity} leaves not one weight of the masked tensors")
         first = {
             name: self.method.initial(parameter.detach(), counts[name], generator_for(seed, name, 0))
             for name, parameter in self.parameters.items()

@@ -30,7 +30,9 @@ class MaskSchedule:
         """Return the same, but so that it is exactly 1 at the last update: a ramp then reaches its target."""
         updates = self.updates()
         last = updates[-1] if updates else self.end
-        return min(1.0, max(0.0, (step - self.begin) / max(1, last - self.begin)))
+        if step >= last:
+            return 1.0
+        return max(0.0, (step - self.begin) / (last - self.begin))
 
 
 def cubic(final: float, progress: float, initial: float = 0.0) -> float:

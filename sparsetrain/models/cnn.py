@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Annotated
 
 import torch.nn.functional as F
-from pydantic import Field
 from torch import Tensor, nn
 
+from sparsetrain.config.numbers import Positive
 from sparsetrain.models.classifier import Classifier
-
-Positive = Annotated[int, Field(ge=1)]
 
 
 class CNN(Classifier):

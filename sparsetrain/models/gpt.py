@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Annotated
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
 from torch import Tensor, nn
 
-Positive = Annotated[int, Field(ge=1)]
+from sparsetrain.config.numbers import BelowOne, Positive
 
 
 class Block(nn.Module):
@@ -50,7 +48,7 @@ class GPT(nn.Module):
         heads: Positive = 4
         context: Positive = 128  # longest sequence
         vocabulary: Positive = 256
-        dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+        dropout: BelowOne = 0.0
 
         def __post_init__(self) -> None:
             if self.width % self.heads:

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from typing import Annotated
 
-from pydantic import Field
 from torch import Tensor, nn
 
+from sparsetrain.config.numbers import Positive
 from sparsetrain.models.classifier import Classifier
-
-Positive = Annotated[int, Field(ge=1)]
 
 
 class MLP(Classifier):

@@ -26,6 +26,7 @@ def test_round_trip_and_byte_size(dtype, width):
         (lambda m: edit(m, [1, 1, 9]), "not ascending"),
         (lambda m: edit(m, [1, 5, 10]), "not ascending in 0..9"),
         (lambda m: edit(m, [-1, 5, 9]), "not ascending"),
+        (lambda m: torch.cat([m[:-4], torch.tensor([float("nan")]).view(torch.uint8)]), "not finite"),
     ],
 )
 def test_damaged_messages_are_refused_and_name_the_sender(change, says):

@@ -21,7 +21,7 @@ MISTAKES = [
     ("masks.sparsity=1.0", "masks.sparsity: must be less than 1 (given 1.0)", ""),
     ("optimizer.learning_rate=fast", "optimizer.learning_rate: must be a valid number", "'fast'"),
     ("model=nowhere.module:Net", "model: cannot load model 'nowhere.module:Net'", ""),
-    ("model={layers: 2}", "model: give a name or a mapping with 'name'; allowed: cnn, gpt, mlp", ""),
+    ("model=3", "model: give a name or a mapping with 'name'; allowed: cnn, gpt, mlp", ""),
     ("name=a/b", "name: String should match pattern", "'a/b'"),
     ("wandb=1", "wandb: unknown key (given 1); allowed: version, name", ""),
     ("version=2", "version: must be 1 (given 2)", ""),
@@ -29,6 +29,17 @@ MISTAKES = [
     ("masks.end=0.0", "masks.end: 0.0 must be greater than masks.begin (0.0)", ""),
     ("train.steps", "train.steps: an override has the form a.b=value", ""),
     ("train.steps.x=1", "train.steps.x: steps is not a section", ""),
+    ("train.steps=true", "train.steps: must be a number (given True)", ""),
+    ("model.width=true", "model.width: must be a number (given True)", ""),
+    ("seed=20000000000000", "seed: must be less than or equal to 2147483647", ""),
+    ("cluster.cpus_per_worker=.inf", "cluster.cpus_per_worker: must be a finite number", ""),
+    ("optimizer.learning_rate=.inf", "optimizer.learning_rate: must be a finite number", ""),
+    ("optimizer={name: sgd, momentum: 0, nesterov: true}", "optimizer: nesterov needs a momentum above 0", ""),
+    ("data.path=''", "data.path: String should have at least 1 character", ""),
+    ("train={steps: 3, steps: 4}", "steps: given twice (line 1)", ""),
+    ("seed=!!timestamp abc", "seed: not readable as YAML", ""),
+    ("seed=2020-99-99", "seed: not readable as YAML", ""),
+    ("model=json:JSONDecoder", "model: cannot load model 'json:JSONDecoder'", "Config"),
 ]
 
 
@@ -67,6 +78,9 @@ def test_overrides_reach_components_given_by_name_and_missing_sections(tmp_path)
         ("name: [", "not readable as YAML"),
         ("seed: 1\n", "name: is missing"),
         ("name: !!python/object/apply:os.system [ls]\n", "not readable as YAML"),
+        ("? [1]\n: 2\n", "not readable as YAML"),
+        ("seed: " + "[" * 5000, "not readable as YAML"),
+        ("name: x\nseed: !!int abc\n", "not readable as YAML"),
     ],
 )
 def test_broken_files(tmp_path, text, says):
@@ -99,3 +113,31 @@ def test_masks_that_never_change_are_allowed_with_a_word():
     (line,) = advice(load_job("quickstart", ("train.steps=50",)))
     assert line.startswith("masks.every: no update falls into these 50 steps")
     assert advice(load_job("quickstart", ("train.steps=80",))) == []
+
+
+def test_options_of_a_component_that_is_left_out_are_those_of_its_default():
+    job = load_job("text_gpt", ("exchange.error_feedback={}", "optimizer={learning_rate: 0.5}"))
+    assert (job.optimizer.name, job.optimizer.config.learning_rate) == ("adamw", 0.5)
+
+
+def test_a_file_of_anchors_is_refused_in_no_time_and_merge_keys_work(tmp_path):
+    path = tmp_path / "job.yaml"
+    levels = "".join(f"l{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 30))
+    path.write_text(f"l0: &a0 [x]\n{levels}")
+    with pytest.raises(JobError, match=r"^l0: unknown key|^name: is missing"):
+        load_job(str(path))
+    path.write_text("name: x\ntrain: &t {steps: 9}\ncheckpoint: {every: 3}\nlog: {<<: {every: 7}}\n")
+    assert load_job(str(path)).log.every == 7
+
+
+def test_a_module_that_fails_when_it_is_imported_is_a_mistake_of_the_job(tmp_path, monkeypatch):
+    (tmp_path / "leaves.py").write_text("raise SystemExit(7)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(JobError, match=r"^model: cannot load model 'leaves:Net': SystemExit: 7"):
+        load_job("quickstart", ("model=leaves:Net",))
+
+
+@pytest.mark.parametrize("source", ["x" * 5000, "/", "a\0b"])
+def test_what_cannot_be_a_file_is_said_in_a_line(source):
+    with pytest.raises(JobError):
+        load_job(source)

@@ -5,7 +5,7 @@ import pathlib
 import pytest
 import torch
 from ranks import gloo_ranks
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from small import job
 
 from sparsetrain.collective.world import World
@@ -133,22 +133,74 @@ def test_only_complete_checkpoints_count_and_old_ones_go(tmp_path):
     assert [folder.name for folder in checkpoint.complete(root)] == ["step_00000004"]
 
 
+def state_json(**changes):
+    def change(folder: pathlib.Path) -> None:
+        path = folder / "state.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+    return change
+
+
+def tensors(file: str, change):
+    def damage(folder: pathlib.Path) -> None:
+        path = folder / f"{file}.safetensors"
+        save_file({key: change(tensor).contiguous() for key, tensor in load_file(path).items()}, path)
+
+    return damage
+
+
+def flip(folder: pathlib.Path) -> None:
+    path = folder / "optimizer.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+
+
+DAMAGE = [
+    (lambda f: (f / "model.safetensors").write_bytes(b"\x80\x04nonsense"), "model.safetensors"),
+    (lambda f: (f / "model.safetensors").unlink(), "model.safetensors"),
+    (lambda f: (f / "state.json").write_text("[1]"), "state.json"),
+    (lambda f: (f / "residual.rank00000.safetensors").write_bytes(b""), "residual.rank00000"),
+    (lambda f: (f / "COMPLETE").write_text("[" * 100_000), "state.json"),
+    (lambda f: (f / "COMPLETE").write_text('{"blake2b": 3}'), "state.json"),
+    (flip, "optimizer.safetensors: is not the file that was saved"),
+]
+# What somebody else may have written: every digest is right.
+FOREIGN = [
+    (state_json(format=99), "checkpoint format 99"),
+    (state_json(step=-1), "step: "),
+    (state_json(step=1.5), "step: "),
+    (state_json(step="6"), "step: "),
+    (state_json(step=10**6), "in the folder of another step"),
+    (state_json(exchanges=None), "exchanges: "),
+    (state_json(mask_epoch=1e30), "mask_epoch: "),
+    (state_json(world_size=10**30), "world_size: "),
+    (state_json(world_size=0), "world_size: "),
+    (state_json(wall_s="now"), "wall_s: "),
+    (state_json(sent_bytes={"gradient": "many"}), "sent_bytes.gradient: "),
+    (lambda f: (f / "state.json").write_text("[" * 100_000), "state.json"),
+    (lambda f: (f / "masks.safetensors").write_bytes((f / "model.safetensors").read_bytes()), "mask"),
+    (tensors("optimizer", lambda t: t.double()), "optimizer state momentum_buffer/"),
+    (tensors("optimizer", lambda t: t.reshape(-1)[:1]), "optimizer state momentum_buffer/"),
+    (tensors("residual.rank00000", lambda t: t[:3]), "residual of"),
+    (tensors("model", lambda t: t + 1), "weights do not have the digest"),
+]
+
+
 @pytest.mark.parametrize(
-    ("damage", "says"),
-    [
-        (lambda f: (f / "model.safetensors").write_bytes(b"\x80\x04nonsense"), "model.safetensors"),
-        (lambda f: (f / "model.safetensors").unlink(), "model.safetensors"),
-        (lambda f: (f / "state.json").write_text('{"format": 99}'), "checkpoint format 99"),
-        (lambda f: (f / "state.json").write_text("[1]"), "state.json"),
-        (lambda f: (f / "residual.rank00000.safetensors").write_bytes(b""), "residual.rank00000"),
-        (lambda f: (f / "masks.safetensors").write_bytes((f / "model.safetensors").read_bytes()), "mask"),
-    ],
+    ("damage", "says", "sealed"), [(*case, False) for case in DAMAGE] + [(*case, True) for case in FOREIGN]
 )
-def test_a_damaged_checkpoint_is_skipped_with_a_word_and_an_older_one_taken(tmp_path, damage, says):
-    root = finished(tmp_path)
-    damage(root / "step_00000006")
+def test_a_damaged_checkpoint_is_skipped_with_a_word_and_an_older_one_taken(tmp_path, damage, says, sealed):
+    momentum = "optimizer.momentum=0.9"
+    root = finished(tmp_path, momentum)
+    newest = root / "step_00000006"
+    damage(newest)
+    if sealed:
+        digests = {f.name: checkpoint.digest(f) for f in newest.iterdir() if f.name != "COMPLETE"}
+        (newest / "COMPLETE").write_text(json.dumps({"blake2b": digests}))
     said: list[str] = []
-    result = train(job("train.steps=6", "checkpoint.keep=9", "checkpoint.every=2"), World(), tmp_path, said.append)
+    options = ("train.steps=6", "checkpoint.keep=9", "checkpoint.every=2", momentum)
+    result = train(job(*options), World(), tmp_path, said.append)
     assert result["steps"] == 6
     assert any("skipped" in line and says in line for line in said), said
     assert "resumed from step_00000004" in said

@@ -215,3 +215,11 @@ def test_top_1_without_feedback_diverges_at_the_known_rate_and_converges_with_it
     steps = 40
     assert three_workers(1 / 3, "none", steps=steps) == pytest.approx((1 + 11 * 0.05 / 6) ** steps, rel=1e-3)
     assert three_workers(1 / 3, "ef14", steps=2000) < 1e-6
+
+
+def test_the_largest_numbers_stay_finite_in_bf16():
+    exchange = GradientExchange(exchange_config(density=0.01, values="bf16"), SHAPES, World(), 1)
+    huge = {name: torch.full(shape, 3.4e38) for name, shape in SHAPES.items()}
+    mean = exchange.aggregate(huge)
+    assert mean is not None and all(torch.isfinite(part).all() for part in mean.values())
+    assert all(torch.isfinite(part).all() for part in exchange.residuals().values())

@@ -35,3 +35,9 @@ def test_the_list_and_the_question_agree_and_the_cosine_starts_at_begin():
     assert schedule.updates() == [step for step in range(301) if schedule.is_update(step)]
     assert all(75 <= step < 240 for step in schedule.updates())
     assert schedule.fraction(75) == 0.0 and schedule.ramp(schedule.updates()[-1]) == 1.0
+
+
+@pytest.mark.parametrize(("begin", "end"), [(0.5, 0.75), (0.25, 0.5), (0.0, 0.5)])
+def test_a_ramp_is_whole_at_the_last_update_also_when_it_is_the_only_one(begin, end):
+    schedule = MaskSchedule(400, begin, end, 100)
+    assert schedule.ramp(schedule.updates()[-1]) == 1.0

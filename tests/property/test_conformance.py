@@ -1,5 +1,6 @@
 """What every registered component must hold: being registered is being tested."""
 
+import copy
 import dataclasses
 import inspect
 import itertools
@@ -127,10 +128,10 @@ def test_a_mask_method_ends_at_the_budget_exactly_and_equally_everywhere(method,
         {"method": method, "distribution": distribution, "sparsity": 0.8, "every": 2}
     )
 
+    replica = nn.Sequential(nn.Linear(40, 30), nn.ReLU(), nn.Linear(30, 20), nn.ReLU(), nn.Linear(20, 10))
+
     def body(world: World) -> list[str]:
-        torch.manual_seed(0)
-        net = nn.Sequential(nn.Linear(40, 30), nn.ReLU(), nn.Linear(30, 20), nn.ReLU(), nn.Linear(20, 10))
-        parameters = dict(net.named_parameters())
+        parameters = dict(copy.deepcopy(replica).named_parameters())
         names = [name for name, p in parameters.items() if p.ndim == 2]
         masks = MaskController(
             config, parameters, maskable=names, seed=3, steps=STEPS, gather=world.transport.gather_bytes

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Annotated
 
-from pydantic import Field
 from torch import Tensor
 
+from sparsetrain.config.numbers import Fraction
 from sparsetrain.masks.methods.base import MaskMethod, Moment, drop_and_grow
 from sparsetrain.masks.schedule import cosine_drop
 
@@ -21,7 +20,7 @@ class RigL(MaskMethod):
     class Config:
         """`drop_fraction` is the paper's alpha; it falls as a cosine."""
 
-        drop_fraction: Annotated[float, Field(ge=0.0, le=1.0)] = 0.3
+        drop_fraction: Fraction = 0.3
 
     def update(self, moment: Moment) -> Tensor:
         """Return the next mask. Raises ValueError without a mean gradient."""

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Annotated
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
+from sparsetrain.config.numbers import Fraction
 from sparsetrain.masks.methods.base import MaskMethod, Moment, drop_and_grow
 from sparsetrain.masks.schedule import cosine_drop
 
@@ -20,7 +19,7 @@ class SET(MaskMethod):
     class Config:
         """`drop_fraction` is the share dropped at the beginning; it falls as a cosine."""
 
-        drop_fraction: Annotated[float, Field(ge=0.0, le=1.0)] = 0.3
+        drop_fraction: Fraction = 0.3
 
     def update(self, moment: Moment) -> Tensor:
         """Return the next mask; growth is uniform over all places not kept, exact in number."""
