@@ -28,6 +28,12 @@ class Slow(GPT):
         time.sleep(0.25)
         return super().loss(batch)
 
+class Late(Slow):
+    def loss(self, batch):
+        if self.calls == 6 and os.environ["RANK"] == "1":
+            raise ValueError("boom in step 6")
+        return super().loss(batch)
+
 class Boom(GPT):
     calls = 0
     def loss(self, batch):

@@ -30,6 +30,10 @@ from sparsetrain.track.sink import Row, Sink, Tracker
 from sparsetrain.track.wandb import WandbSink
 
 
+class NotFinite(RuntimeError):
+    """Gradients have been infinite or not a number for too long to hope."""
+
+
 class ReplicasDiffer(RuntimeError):
     """Ranks hold different weights where they must be equal; the message names the ranks."""
 
@@ -77,13 +81,14 @@ class Trainer:
         self.window = Window(state.world.transport.meter)
         self.peak = [group["lr"] for group in state.optimizer.param_groups]
         self.evaluation: dict[str, float] = {}
+        self.skipped = 0  # steps in a row
 
     def run(self) -> dict[str, Any]:
         """Train until the last step; evaluate, record and save where the job says so."""
         state, job = self.state, self.job
         self._resume()
         self._check_replicas()
-        self.tracker = Tracker(_sinks(state, self.folder, self.show))
+        self.tracker = Tracker(_sinks(state, self.folder, self.show), self.log)
         self.window = Window(self.world.transport.meter, state.exchange.seconds)
         self.log(f"data: {state.data.describe()}")
         for line in advice(job):
@@ -125,6 +130,11 @@ class Trainer:
         with self.window.span("update"):
             updated = state.update.step(last)
         self.window.stepped(updated)
+        self.skipped = self.skipped + 1 if updated.skipped else 0
+        if self.skipped == job.train.skip_limit:
+            raise NotFinite(
+                f"step {state.step + 1}: no finite gradient for {self.skipped} steps in a row (train.skip_limit)"
+            )
         report = None
         if masks is not None and updated.exchanged:
             masks.mask_weights()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import logging
 import math
@@ -10,6 +11,7 @@ import secrets
 import shutil
 import socket
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -63,9 +65,26 @@ def local_cluster(cluster: Cluster) -> Iterator[None]:
     finally:
         with undisturbed():
             started = [process for process in children() if process.pid not in before]
-            ray.shutdown()
+            if not bounded(ray.shutdown):
+                atexit.unregister(ray.shutdown)  # it would wait once more when the interpreter ends
             end(started)
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def bounded(action: Callable[[], object], limit: float = STOP_TIMEOUT) -> bool:
+    """Return whether `action` ended in `limit` seconds; Ray's calls wait for a minute where its daemons are gone.
+
+    What it raises is of no use any more: there is nothing left to take down.
+    """
+
+    def quietly() -> None:
+        with contextlib.suppress(Exception):
+            action()
+
+    thread = threading.Thread(target=quietly, daemon=True)
+    thread.start()
+    thread.join(limit)
+    return not thread.is_alive()
 
 
 def private_folder() -> str:
@@ -98,7 +117,7 @@ def connected(address: str) -> Iterator[None]:
         yield
     finally:
         with undisturbed():
-            ray.shutdown()
+            bounded(ray.shutdown)
 
 
 def quiet() -> None:
@@ -150,8 +169,8 @@ def placement(cluster: Cluster, check: Callable[[], None]) -> Iterator[Any]:
                 raise JobError(f"{shortage(cluster)}; waited {cluster.start_timeout:g} s (cluster.start_timeout)")
         yield group
     finally:
-        with undisturbed(), contextlib.suppress(Exception):  # the cluster may be gone: there is nothing left to remove
-            remove_placement_group(group)
+        with undisturbed():
+            bounded(lambda: remove_placement_group(group))
 
 
 def refuse_impossible(cluster: Cluster) -> None:

@@ -15,11 +15,12 @@ from sparsetrain.config.errors import JobError
 from sparsetrain.config.job import Job
 from sparsetrain.config.load import to_tree
 from sparsetrain.launch.failure import Failure, RunFailed, root_cause
-from sparsetrain.launch.ray_cluster import placement, ray_cluster
+from sparsetrain.launch.ray_cluster import bounded, placement, ray_cluster
 from sparsetrain.launch.signals import undisturbed
 from sparsetrain.worker import record
 from sparsetrain.worker.environment import Place
 
+PULSE = 2.0  # seconds between questions whether a rank lives
 POLL = 0.5  # seconds between looks at the workers
 GRACE = 1.5  # seconds after a first failure in which others may tell the cause
 ECHO_GRACE = 5.0  # the same, when the first failure looks like a consequence
@@ -93,7 +94,7 @@ def gang(job: Job, group: Any, folder: pathlib.Path, check: Callable[[], None]) 
             options = ray.remote(RayWorker).options(
                 num_cpus=cluster.cpus_per_worker,
                 num_gpus=cluster.gpus_per_worker,
-                max_concurrency=2,
+                max_concurrency=3,  # the run, and two short questions beside it
                 max_restarts=0,
                 scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=index),
             )
@@ -102,9 +103,14 @@ def gang(job: Job, group: Any, folder: pathlib.Path, check: Callable[[], None]) 
         yield [Member(actor=actor, **where) for actor, where in zip(actors, places, strict=True)]
     finally:
         with undisturbed():
-            for actor in actors:
-                with contextlib.suppress(Exception):  # one that is dead already
-                    ray.kill(actor)
+            bounded(lambda: [_kill(actor) for actor in actors])
+
+
+def _kill(actor: Any) -> None:
+    import ray
+
+    with contextlib.suppress(Exception):  # one that is dead already
+        ray.kill(actor)
 
 
 def _meet(job: Job, actors: list[Any], folder: pathlib.Path, check: Callable[[], None]) -> list[dict[str, Any]]:
@@ -136,7 +142,10 @@ def ranked(members: list[Member], own_node: str) -> list[Member]:
 
 
 def supervise(job: Job, members: list[Member], folder: pathlib.Path, progress: Progress) -> dict[str, Any]:
-    """Start the loop on all members and return rank 0's result. Raises RunFailed with the root cause."""
+    """Start the loop on all members and return rank 0's result.
+
+    Raises RunFailed with the root cause, JobError where that is a mistake of the user that only a rank could find.
+    """
     import ray
 
     first = members[0]
@@ -155,8 +164,12 @@ def supervise(job: Job, members: list[Member], folder: pathlib.Path, progress: P
     results: dict[int, dict[str, Any]] = {}
     failures: list[Failure] = []
     deadline = float("inf")
+    pulse = Pulse(members, job.cluster.collective_timeout)
     while pending and time.monotonic() < deadline:
         progress.check()
+        failures.extend(pulse.silent(set(member.rank for member in pending.values())))
+        if failures and deadline == float("inf"):
+            deadline = time.monotonic() + GRACE
         for call in ray.wait(list(pending), timeout=POLL)[0]:
             member = pending.pop(call)
             answer = outcome(call, member)
@@ -169,12 +182,45 @@ def supervise(job: Job, members: list[Member], folder: pathlib.Path, progress: P
                 results[member.rank] = answer
         show(first, progress)
     if failures:
-        raise RunFailed(root_cause(failures))
+        cause = root_cause(failures)
+        if cause.kind == "job":
+            raise JobError(cause.message)
+        raise RunFailed(cause)
     return results[0]
 
 
+class Pulse:
+    """Asks every rank now and then for a sign of life: a stopped process or host answers nothing and raises nothing."""
+
+    def __init__(self, members: list[Member], limit: float) -> None:
+        self.limit = limit
+        self.members = {member.rank: member for member in members}
+        self.asked = {member.rank: (member.actor.alive.remote(), time.monotonic()) for member in members}
+
+    def silent(self, ranks: set[int]) -> list[Failure]:
+        """Return a failure for each of `ranks` that has not answered for `limit` seconds, once."""
+        import ray
+
+        found = []
+        now = time.monotonic()
+        for rank in ranks & set(self.asked):
+            call, at = self.asked[rank]
+            member = self.members[rank]
+            if ray.wait([call], timeout=0)[0]:
+                if now - at > PULSE:
+                    self.asked[rank] = (member.actor.alive.remote(), now)
+            elif now - at > self.limit:
+                del self.asked[rank]
+                message = f"no sign of life for {self.limit:g} s (stopped, or its host hangs)"
+                about = Failure(
+                    rank=rank, host=member.host, node=member.node, pid=member.pid, kind="died", message=message
+                )
+                found.append(dataclasses.replace(about, at=time.time()))
+        return found
+
+
 def outcome(call: Any, member: Member) -> dict[str, Any] | Failure:
-    """Return what a rank's `run` returned, or why it did not. Raises JobError for a mistake that a rank found."""
+    """Return what a rank's `run` returned, or why it did not."""
     import ray
 
     about = Failure(rank=member.rank, host=member.host, node=member.node, pid=member.pid, kind="died", message="")

@@ -71,6 +71,9 @@ class RayWorker:
                 "failure": {"kind": "error", "type": name, "message": message, "traceback": text, "at": time.time()}
             }
 
+    def alive(self) -> None:
+        """Return at once: the driver sees that this process runs."""
+
     def poll(self) -> tuple[list[str], list[dict[str, float]]]:
         """Return the log lines and the metric rows that are new since the last call."""
         lines = [self.lines.popleft() for _ in range(len(self.lines))]

@@ -6,7 +6,7 @@ import dataclasses
 import json
 import pathlib
 import sys
-from typing import Any
+from typing import Any, TextIO
 
 from sparsetrain.config.errors import JobError
 from sparsetrain.config.job import Job
@@ -42,13 +42,19 @@ class Ended:
 
     def as_dict(self) -> dict[str, Any]:
         """Return what `--json` prints of this run."""
-        return {"name": self.job.name, "status": self.status, "folder": str(self.folder), "result": self.result}
+        return {
+            "name": self.job.name,
+            "status": self.status,
+            "folder": str(self.folder),
+            "result": record.finite(self.result),
+        }
 
 
 def run_job(job: Job, options: Options | None = None) -> int:
     """Run the job, after the ones it is compared with, and return the exit code: 0, 1 (failed) or 130 (stopped)."""
     options = options or Options()
     jobs = [*against_jobs(job, options.against), job]
+    _refuse_same(jobs)
     for each in jobs:
         if not options.fresh:
             existing.finished(each, record.run_folder(each))  # refuse before the first one starts
@@ -75,6 +81,7 @@ def resume_run(name: str, overrides: tuple[str, ...], options: Options) -> int:
 def show_plan(job: Job, options: Options) -> int:
     """Print what would be started and start nothing; the job itself is checked already."""
     jobs = [*against_jobs(job, options.against), job]
+    _refuse_same(jobs)
     plans = []
     for each in jobs:
         folder = record.run_folder(each)
@@ -93,7 +100,11 @@ def report_runs(names: tuple[str, ...], out: str | None) -> None:
     """Print the comparison of runs and write their report."""
     folders = [find_folder(name) for name in names]
     print(table(folders))
-    print(f"report: {write_report(folders, pathlib.Path(out) if out else folders[-1] / 'report')}")
+    target = pathlib.Path(out) if out else folders[-1] / "report"
+    try:
+        print(f"report: {write_report(folders, target)}")
+    except OSError as error:
+        raise JobError(f"--out: cannot write {target}: {error.strerror}") from error
 
 
 def find_folder(name: str) -> pathlib.Path:
@@ -108,24 +119,36 @@ def find_folder(name: str) -> pathlib.Path:
     raise JobError(f"{name}: no such run; in runs/: {', '.join(names) or 'none'}{nearest(name, names)}")
 
 
-def _run_one(job: Job, options: Options) -> Ended:
-    """Run one job to its end; failures are printed here, once."""
-    from sparsetrain.launch.ray_driver import run_on_ray
-    from sparsetrain.launch.show import progress
+def _refuse_same(jobs: list[Job]) -> None:
+    folders = [record.run_folder(job) for job in jobs]
+    for number, folder in enumerate(folders):
+        if folder in folders[:number]:
+            raise JobError(f"name: {jobs[number].name!r} is the name of two of these runs; give one of them another")
 
+
+def _run_one(job: Job, options: Options) -> Ended:
+    """Run one job to its end, unless it is finished already."""
     folder = record.run_folder(job)
     stream = sys.stderr if options.as_json else sys.stdout
-    if options.fresh:
-        moved = existing.move_aside(folder)
-        if moved:
-            print(f"moved {folder} to {moved}", file=stream)
+    if options.fresh and folder.exists():
+        with record.held(folder):
+            print(f"moved {folder} to {existing.move_aside(folder)}", file=stream)
     if existing.finished(job, folder):
         print(f"{job.name}: already finished ({folder})", file=stream)
         return Ended(job=job, folder=folder, status="finished", result=existing.status(folder).get("result"))
+    with record.held(folder):
+        return _train(job, folder, stream)
+
+
+def _train(job: Job, folder: pathlib.Path, stream: TextIO) -> Ended:
+    """Run one job on Ray; failures are printed here, once."""
+    from sparsetrain.launch.ray_driver import run_on_ray
+    from sparsetrain.launch.show import progress
+
     plan = ray_plan(job)
     record.begin(job, folder, plan.as_dict())
-    print(plan.line(), file=stream, flush=True)
     try:
+        print(plan.line(), file=stream, flush=True)
         with listening() as stop, progress(job, stream, stop) as shown:
             result = run_on_ray(job, folder, shown)
     except JobError as error:

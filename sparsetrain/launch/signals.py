@@ -12,7 +12,7 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Stopped(KeyboardInterrupt):
@@ -70,4 +70,5 @@ def undisturbed() -> Iterator[None]:
 def _handle(handler: Any) -> None:
     if threading.current_thread() is threading.main_thread():
         for number in SIGNALS:
-            signal.signal(number, handler)
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup means it
+                signal.signal(number, handler)

@@ -23,17 +23,19 @@ def figures(folder: pathlib.Path) -> dict[str, float]:
     last: dict[str, Any] = {}
     for row in rows:
         last |= row
-    steps = last["train/step"]
+    steps = max(1, last["train/step"])
     half = [row for row in rows if row["train/step"] > steps / 2]
     found = {key: float(value) for key, value in last.items() if isinstance(value, int | float)}
     for key in ("comm/gradient_bytes", "comm/mask_bytes", "comm/total_bytes"):
         found[f"{key}_mean"] = last.get(key, 0.0) / steps
     # Bytes leave in bursts with local steps: the mean over the second half, from the cumulative counter.
     middle = max((row for row in rows if row["train/step"] <= steps / 2), key=lambda r: r["train/step"], default=None)
-    before, at = (middle["comm/gradient_bytes"], middle["train/step"]) if middle else (0.0, 0)
-    found["comm/gradient_bytes_steady"] = (last["comm/gradient_bytes"] - before) / max(1, steps - at)
+    before, at = (middle.get("comm/gradient_bytes", 0.0), middle["train/step"]) if middle else (0.0, 0)
+    found["comm/gradient_bytes_steady"] = (last.get("comm/gradient_bytes", 0.0) - before) / max(1, steps - at)
     for key in ("time/step_s", "time/exchange_s", "time/forward_backward_s"):
-        found[f"{key}_steady"] = statistics.median(row[key] for row in half if key in row)
+        values = [row[key] for row in half if key in row]
+        if values:
+            found[f"{key}_steady"] = statistics.median(values)
     return found
 
 
@@ -76,7 +78,7 @@ def _rows(reference: dict[str, float]) -> list[tuple[str, Callable[[dict[str, fl
         return ratio
 
     def gap(run: dict[str, float]) -> str:
-        if "eval/loss" not in run or "eval/loss" not in reference:
+        if "eval/loss" not in run or not reference.get("eval/loss"):
             return "-"
         return f"{run['eval/loss'] / reference['eval/loss'] - 1:+.2%}"
 

@@ -10,6 +10,10 @@ Row = dict[str, float]
 log = logging.getLogger("sparsetrain.track")
 
 
+class Delayed(Exception):
+    """A row could not be written now; the sink keeps it and tries again with the next one."""
+
+
 class Sink(Protocol):
     """Takes rows (each has "train/step") and is closed once, with the status of the run."""
 
@@ -21,8 +25,10 @@ class Sink(Protocol):
 class Tracker:
     """Gives each row to every sink that still works; used on rank 0 only."""
 
-    def __init__(self, sinks: dict[str, Callable[[], Sink]]) -> None:
+    def __init__(self, sinks: dict[str, Callable[[], Sink]], say: Callable[[str], None] = log.warning) -> None:
         self.sinks: dict[str, Sink] = {}
+        self.say = say
+        self.late: set[str] = set()
         for name, make in sinks.items():
             self._guard(name, lambda name=name, make=make: self.sinks.__setitem__(name, make()))
 
@@ -40,6 +46,11 @@ class Tracker:
     def _guard(self, name: str, action: Callable[[], None]) -> None:
         try:
             action()
+            self.late.discard(name)
+        except Delayed as error:
+            if name not in self.late:
+                self.say(f"{name} cannot be written now and is tried again: {error}")
+            self.late.add(name)
         except Exception as error:
             self.sinks.pop(name, None)
-            log.warning("%s is switched off for this run: %s: %s", name, type(error).__name__, error)
+            self.say(f"{name} is switched off for this run: {type(error).__name__}: {error}")

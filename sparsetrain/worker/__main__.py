@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import pathlib
+import signal
 import sys
 import traceback
 from collections.abc import Callable
@@ -29,25 +31,28 @@ def run(arguments: list[str], say: Callable[[str], None]) -> int:
     if existing.finished(job, folder):
         say(f"{job.name}: already finished ({folder})")
         return 0
-    first = place.rank == 0
-    if first:
-        record.begin(job, folder, _plan(job.name, place))
-    try:
-        result = run_worker(job, place, folder, say)
-    except JobError as error:
-        _end(first, folder, "failed", str(error))
-        raise
-    except KeyboardInterrupt:
-        _end(first, folder, "interrupted", "SIGINT")
-        return 130
-    except Exception as error:
-        cause = f"rank {place.rank} on {place.node} failed: {type(error).__name__}: {error}"
-        _end(first, folder, "failed", cause)
-        print(f"{cause}\n{traceback.format_exc()}", file=sys.stderr)
-        return 1
-    if first:
-        record.end(folder, "finished", result=result)
-        say(f"run folder  {folder}")
+    who = f"rank {place.rank} on {place.node}"
+    with record.held(folder) if place.rank == 0 else contextlib.nullcontext():
+        if place.rank == 0:
+            record.begin(job, folder, _plan(job.name, place))
+        try:
+            signal.signal(signal.SIGTERM, _stopped)
+            result = run_worker(job, place, folder, say)
+        except JobError as error:
+            _end(folder, "failed", str(error))
+            # Other ranks may not have found this mistake, so each that has says it.
+            raise JobError(str(error) if place.size == 1 else f"{who}: {error}") from error
+        except KeyboardInterrupt as error:
+            _end(folder, "interrupted", str(error) or "SIGINT")
+            return 130
+        except Exception as error:
+            cause = f"{who} failed: {type(error).__name__}: {error}"
+            _end(folder, "failed", cause)
+            print(f"{cause}\n{traceback.format_exc()}", file=sys.stderr)
+            return 1
+        if place.rank == 0:
+            record.end(folder, "finished", result=result)
+            say(f"run folder  {folder}")
     return 0
 
 
@@ -62,7 +67,7 @@ def main() -> None:
     try:
         code = run(sys.argv[1:], say)
     except JobError as error:
-        if rank == "0":
+        if rank == "0" or str(error).startswith("rank "):
             print(" ".join(str(error).split()), file=sys.stderr)
         code = 2
     sys.stdout.flush()
@@ -76,8 +81,13 @@ def _plan(name: str, place: Place) -> dict[str, Any]:
     return {"name": name, "launcher": launcher, "workers": place.size, **dataclasses.asdict(place)}
 
 
-def _end(first: bool, folder: pathlib.Path, state: str, cause: str) -> None:
-    if first:
+def _stopped(number: int, frame: object) -> None:
+    raise KeyboardInterrupt(signal.Signals(number).name)
+
+
+def _end(folder: pathlib.Path, state: str, cause: str) -> None:
+    """Record how the run ended, on whichever rank knows it first: what others meet later is a consequence."""
+    if existing.status(folder).get("status") == "running":
         record.end(folder, state, cause)
 
 

@@ -7,11 +7,9 @@ import pathlib
 from collections.abc import Iterator
 from typing import Any
 
-import yaml
-
 from sparsetrain.config.errors import JobError
 from sparsetrain.config.job import Job
-from sparsetrain.config.load import to_tree
+from sparsetrain.config.load import read_yaml, to_tree
 
 # What may change when a run is continued: how far, where, and what is written down.
 FREE = ("train.steps", "log.", "checkpoint.", "cluster.")
@@ -29,8 +27,8 @@ def finished(job: Job, folder: pathlib.Path) -> bool:
     difference = first_difference(kept, to_tree(job))
     if difference:
         raise JobError(f"{difference}; {folder} holds another job: {advice}")
-    steps = int(kept.get("train", {}).get("steps", 0))
-    if status(folder).get("status") == "finished" and steps >= job.train.steps:
+    steps = dict(_flat(kept, "")).get("train.steps")
+    if status(folder).get("status") == "finished" and isinstance(steps, int) and steps >= job.train.steps:
         return True
     if not job.checkpoint.resume and (folder / "metrics.jsonl").exists():
         raise JobError(f"checkpoint.resume: is false, but {folder} holds a run: {advice}")
@@ -43,9 +41,10 @@ def stored_tree(folder: pathlib.Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise JobError(f"{path}: not readable as YAML: {error}") from error
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise JobError(f"{path}: cannot be read: {error}") from error
+    tree = read_yaml(text, str(path))
     if not isinstance(tree, dict):
         raise JobError(f"{path}: a job file holds a mapping")
     return tree
@@ -55,7 +54,7 @@ def status(folder: pathlib.Path) -> dict[str, Any]:
     """Return run.json, or an empty mapping when there is none that can be read."""
     try:
         value = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}
 
@@ -88,9 +87,9 @@ def move_aside(folder: pathlib.Path) -> pathlib.Path | None:
     return folder.rename(folder.with_name(f"{folder.name}.{number}"))
 
 
-def _flat(value: Any, prefix: str) -> Iterator[tuple[str, Any]]:
-    if isinstance(value, dict):
+def _flat(value: Any, prefix: str, depth: int = 0) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict) and depth < 20:  # an alias in a hostile file can make a mapping its own part
         for key, inner in value.items():
-            yield from _flat(inner, f"{prefix}.{key}" if prefix else str(key))
+            yield from _flat(inner, f"{prefix}.{key}" if prefix else str(key), depth + 1)
     else:
         yield prefix, value

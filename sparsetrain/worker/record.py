@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import importlib.metadata
 import json
+import math
 import os
 import pathlib
 import platform
 import socket
 import time
+from collections.abc import Iterator
 from typing import Any
 
 from sparsetrain.config.errors import JobError
@@ -21,15 +24,43 @@ PACKAGES = ("sparsetrain", "torch", "ray", "numpy", "wandb")
 
 
 def run_folder(job: Job) -> pathlib.Path:
-    """Return the absolute path of the job's run folder: `log.folder`/`name`."""
-    return pathlib.Path(job.log.folder).expanduser().absolute() / job.name
+    """Return the absolute path of the job's run folder: `log.folder`/`name`. Raises JobError for what is no path."""
+    try:
+        folder = pathlib.Path(job.log.folder).expanduser().absolute() / job.name
+        folder.exists()
+    except (OSError, RuntimeError, ValueError) as error:
+        raise JobError(f"log.folder: cannot be used (given {job.log.folder[:60]!r}): {error}") from error
+    return folder
+
+
+@contextlib.contextmanager
+def held(folder: pathlib.Path) -> Iterator[None]:
+    """Own the run folder: nobody else can begin the same run meanwhile. Raises JobError when somebody has it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / "lock").open("a+", encoding="utf-8")
+    except OSError as error:
+        raise JobError(f"log.folder: cannot write {folder}: {error.strerror or error}") from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            lock.seek(0)
+            raise JobError(f"name: {folder} is being trained by {lock.read(100) or 'another process'}") from error
+        except OSError:
+            pass  # a file system without locks
+        lock.truncate(0)
+        lock.write(f"process {os.getpid()} on {socket.gethostname()}")
+        lock.flush()
+        yield
 
 
 def begin(job: Job, folder: pathlib.Path, plan: dict[str, Any]) -> None:
     """Make the folder and write what is known before the start. Raises JobError when it cannot be written."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        attempts = int(status(folder).get("attempts", 0)) + 1
+        before = status(folder).get("attempts")
+        attempts = before + 1 if isinstance(before, int) else 1
         write_json(
             folder / "run.json",
             {"name": job.name, "status": "running", "attempts": attempts, "began": time.time(), "pid": os.getpid()},
@@ -50,7 +81,7 @@ def placed(folder: pathlib.Path, ranks: list[dict[str, Any]]) -> None:
 
 def end(folder: pathlib.Path, state: str, cause: str | None = None, result: dict[str, Any] | None = None) -> None:
     """Write how the run ended: "finished", "failed" or "interrupted", with its cause or its result."""
-    ended = {"status": state, "cause": cause, "result": result, "ended": time.time()}
+    ended = {"status": state, "cause": cause, "result": finite(result), "ended": time.time()}
     with contextlib.suppress(OSError):  # a full disk must not hide the cause, which is printed too
         write_json(folder / "run.json", {**status(folder), **ended})
 
@@ -69,6 +100,13 @@ def environment() -> dict[str, Any]:
         "cores": os.cpu_count(),
         "versions": versions,
     }
+
+
+def finite(result: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Return the result with None for numbers that JSON has no word for."""
+    if result is None:
+        return None
+    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in result.items()}
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:

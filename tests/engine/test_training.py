@@ -11,7 +11,7 @@ from small import job
 from sparsetrain.collective.world import World
 from sparsetrain.engine import checkpoint
 from sparsetrain.engine.state import build, restore, save
-from sparsetrain.engine.trainer import Trainer, train
+from sparsetrain.engine.trainer import NotFinite, Trainer, train
 
 EVERY_STEP = ("optimizer.momentum=0.9", "exchange.warmup=0.3")
 LOCAL = ("optimizer=adamw", "exchange.every=2", "exchange.outer.momentum=0.5", "exchange.density=0.2")
@@ -254,3 +254,12 @@ def test_accumulation_equals_a_larger_batch(tmp_path):
 def test_bf16_autocast_trains(tmp_path):
     result = train(job("train.precision=bf16"), World(), tmp_path, quiet)
     assert result["eval/loss"] < 5.5
+
+
+@pytest.mark.parametrize("every", [1, 2])
+def test_gradients_that_stay_not_finite_end_the_run(tmp_path, every):
+    trainer = Trainer(build(job("train.skip_limit=3", f"exchange.every={every}"), World()), tmp_path, quiet)
+    next(iter(trainer.state.parameters.values())).data.fill_(float("nan"))
+    with pytest.raises(NotFinite, match="step 3: no finite gradient for 3 steps in a row"):
+        trainer.run()
+    trainer.tracker.close("failed")

@@ -58,6 +58,59 @@ def test_the_table_shows_what_was_saved_and_what_it_cost(tmp_path):
     assert figures(runs[1])["comm/gradient_bytes_steady"] == 10.0
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"train/step": "ten"}',
+        '{"train/step": null}',
+        '{"train/step": -3, "eval/loss": 1}',
+        '{"train/step": NaN}',
+        "[" * 100_000,
+        '{"train/step": 0, "eval/loss": 0}',
+        '{"train/step": 7}',
+    ],
+)
+def test_hostile_rows_never_break_the_table_or_the_report(tmp_path, text):
+    good = folder(tmp_path, "dense", 2.0, 1000.0, False)
+    (tmp_path / "hostile").mkdir()
+    (tmp_path / "hostile/metrics.jsonl").write_text(text + "\n")
+    for runs in ([good, tmp_path / "hostile"], [tmp_path / "hostile", good]):
+        assert "steps" in compare(runs)
+        assert write_report(runs, tmp_path / "report").is_file()
+
+
+def test_a_full_disk_delays_rows_and_loses_none(tmp_path):
+    sink = JsonlSink(JsonlSink.Config(), tmp_path / "metrics.jsonl", 0)
+    said: list[str] = []
+    tracker = Tracker({"metrics.jsonl": lambda: sink}, said.append)
+    tracker.log({"train/step": 1})
+
+    class Full:
+        """Takes five bytes, then has no room."""
+
+        def __init__(self, stream):
+            self.stream, self.room = stream, 5
+
+        def write(self, data):
+            if not self.room:
+                raise OSError(28, "No space left on device")
+            taken, self.room = self.room, 0
+            return self.stream.write(data[:taken])
+
+        def truncate(self, size):
+            return self.stream.truncate(size)
+
+    usual, sink.stream = sink.stream, Full(sink.stream)
+    tracker.log({"train/step": 2})
+    tracker.log({"train/step": 3})
+    assert (tmp_path / "metrics.jsonl").read_text() == '{"train/step": 1}\n'
+    sink.stream = usual
+    tracker.log({"train/step": 4})
+    tracker.close("finished")
+    assert [row["train/step"] for row in read(tmp_path / "metrics.jsonl")] == [1, 2, 3, 4]
+    assert len(said) == 1 and said[0].startswith("metrics.jsonl cannot be written now and is tried again: ")
+
+
 def test_a_run_without_rows_has_dashes(tmp_path):
     (tmp_path / "empty").mkdir()
     runs = [folder(tmp_path, "dense", 2.0, 1000.0, False), tmp_path / "empty"]
