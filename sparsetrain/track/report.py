@@ -36,7 +36,7 @@ def _draw(runs: dict[str, list[dict[str, Any]]], path: pathlib.Path) -> None:
         axes[0][0].plot(*series(rows, "train/loss"), color=color, alpha=0.35, linewidth=1)
         axes[0][0].plot(*series(rows, "eval/loss"), color=color, marker="o", markersize=3, label=name)
         evaluated = [row for row in rows if "eval/loss" in row]
-        sent = [max(row["comm/total_bytes"], 1) / 1e6 for row in evaluated]
+        sent = [max(row.get("comm/total_bytes", 0.0), 1.0) / 1e6 for row in evaluated]
         axes[0][1].plot(
             sent, [row["eval/loss"] for row in evaluated], color=color, marker="o", markersize=3, label=name
         )
