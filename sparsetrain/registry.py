@@ -52,6 +52,19 @@ KINDS: dict[str, dict[str, str]] = {
     },
 }
 
+# The methods that each kind of class must have; docs/bring-your-own.md says what they do.
+METHODS: dict[str, tuple[str, ...]] = {
+    "model": ("loss",),
+    "data": ("train_batch", "eval_batch"),
+    "optimizer": ("optimizer",),
+    "sparsifier": ("select",),
+    "error_feedback": (),
+    "collective": ("exchange",),
+    "mask_method": ("initial", "sparsity", "update"),
+    "distribution": ("counts",),
+    "sink": ("log", "close"),
+}
+
 
 class UnknownName(ValueError):
     """A name that no entry of its kind has; the message lists what is allowed and the nearest name."""
@@ -83,6 +96,9 @@ def load(kind: str, name: str) -> type:
         raise UnknownName(f"cannot load {kind} {name!r}: {type(error).__name__}: {error}") from error
     if not inspect.isclass(cls) or not dataclasses.is_dataclass(getattr(cls, "Config", None)):
         raise UnknownName(f"cannot load {kind} {name!r}: {attribute} is not a class with a Config dataclass")
+    lacking = [method for method in METHODS[kind] if not callable(getattr(cls, method, None))]
+    if lacking:
+        raise UnknownName(f"cannot load {kind} {name!r}: {attribute} has no method {lacking[0]}")
     return cls
 
 

@@ -1,5 +1,5 @@
 #!/bin/sh
-# The screening behind the quickstart's settings: dense and sparse runs of the same 400 steps and data.
+# The screening behind the quickstart's settings: dense and sparse runs of the same 320 steps and data.
 # Usage: docs/records/quickstart.sh [folder]; prints one line a run. About a minute a run on 2 cores.
 set -eu
 folder=${1:-runs/quickstart-screening}

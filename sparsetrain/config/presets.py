@@ -19,9 +19,9 @@ def quickstart() -> Tree:
         "model": {"name": "gpt", "layers": 4, "width": 128, "heads": 4, "context": 128},
         "data": {"name": "text"},
         "optimizer": {"name": "adamw", "learning_rate": 3e-2, "weight_decay": 0.01},
-        "train": {"steps": 400, "batch_size": 8},
+        "train": {"steps": 320, "batch_size": 8, "evaluate_every": 80},
         "exchange": {"regime": "sparse", "density": 0.25, "every": 5},
-        "masks": {"method": {"name": "rigl"}, "sparsity": 0.9, "every": 50},
+        "masks": {"method": {"name": "rigl"}, "sparsity": 0.9, "every": 40},
         "baseline": ["optimizer.learning_rate=3e-3"],
     }
 

@@ -10,6 +10,11 @@ import torch
 from sparsetrain.collective.world import World
 
 
+def _plain(model: Any, batch: tuple[torch.Tensor, ...]) -> dict[str, Any]:
+    """Return the sums of a model that knows its mean loss only."""
+    return {"loss_sum": float(model.loss(batch)) * len(batch[0]), "count": len(batch[0])}
+
+
 @torch.no_grad()
 def evaluate(model: Any, data: Any, batch_size: int, batches: int, world: World) -> dict[str, float]:
     """Return eval/loss and, where the model knows them, eval/bits_per_byte and eval/accuracy over all ranks.
@@ -26,7 +31,7 @@ def evaluate(model: Any, data: Any, batch_size: int, batches: int, world: World)
     for start in list(starts)[world.rank :: world.size]:
         batch = data.eval_batch(torch.arange(start, min(start + batch_size, samples)))
         batch = tuple(part.to(world.transport.device) for part in batch)
-        found = model.metrics(batch)
+        found = model.metrics(batch) if hasattr(model, "metrics") else _plain(model, batch)
         sums += torch.tensor(
             [float(found[key]) if key in found else math.nan for key in ("loss_sum", "count", "correct")]
         )

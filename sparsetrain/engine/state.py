@@ -82,7 +82,7 @@ def build(job: Job, world: World) -> RunState:
         masks = MaskController(
             job.masks,
             parameters,
-            maskable=model.maskable(),
+            maskable=maskable(model, parameters),
             seed=job.seed,
             steps=job.train.steps,
             gather=lambda data: gather(data, "mask"),
@@ -102,6 +102,13 @@ def build(job: Job, world: World) -> RunState:
     # Dropout and other draws differ between ranks; weights and masks are drawn above, from the shared seed.
     torch.manual_seed(job.seed * 1_000_003 + world.rank + 1)
     return state
+
+
+def maskable(model: Any, parameters: dict[str, nn.Parameter]) -> list[str]:
+    """Return what the model names, or all weights of two and more dimensions where it names nothing."""
+    if hasattr(model, "maskable"):
+        return model.maskable()
+    return [name for name, parameter in parameters.items() if parameter.ndim >= 2]
 
 
 def _nothing() -> None:

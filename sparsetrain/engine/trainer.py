@@ -90,7 +90,8 @@ class Trainer:
         self._check_replicas()
         self.tracker = Tracker(_sinks(state, self.folder, self.show), self.log)
         self.window = Window(self.world.transport.meter, state.exchange.seconds)
-        self.log(f"data: {state.data.describe()}")
+        if hasattr(state.data, "describe"):
+            self.log(f"data: {', '.join(f'{key} {value}' for key, value in state.data.describe().items())}")
         for line in advice(job):
             self.log(f"note: {line}")
         began = time.perf_counter() - state.wall_s

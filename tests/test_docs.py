@@ -1,0 +1,44 @@
+"""The page on classes of one's own holds what it shows."""
+
+import pathlib
+import re
+import shutil
+import sys
+
+import pytest
+from commands import Desk
+
+from sparsetrain.config.errors import JobError
+from sparsetrain.config.load import load_job
+
+TEXT = (pathlib.Path(__file__).parent.parent / "docs/bring-your-own.md").read_text()
+
+
+def block(language: str) -> str:
+    (found,) = re.findall(rf"```{language}\n(.*?)```", TEXT, re.DOTALL)
+    return found
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_the_classes_of_the_page_train(tmp_path):
+    desk = Desk(tmp_path)
+    (tmp_path / "mine.py").write_text(block("python"))
+    (tmp_path / "job.yaml").write_text(block("yaml"))
+    code, out, err = desk.call("sparsetrain", "run", "job.yaml", "log.wandb.mode=disabled")
+    assert code == 0, err
+    assert "weights 50.0% sparse" in out and "mask epoch 2" in out
+    assert desk.run_json("mine")["result"]["eval/loss"] < 5.0
+    assert desk.left() == {}
+    shutil.rmtree(desk.temporary)
+
+
+@pytest.mark.parametrize(
+    ("path", "name", "method"), [("model", "mine:Random", "loss"), ("exchange.sparsifier", "mine:Largest", "select")]
+)
+def test_a_class_that_lacks_a_method_is_refused_by_name(tmp_path, monkeypatch, path, name, method):
+    (tmp_path / "mine.py").write_text(block("python"))
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "mine", raising=False)
+    with pytest.raises(JobError, match=rf"^{path}: cannot load .* '{name}': \w+ has no method {method}"):
+        load_job("quickstart", (f"{path}={name}",))
