@@ -11,6 +11,8 @@ from typing import Any
 from sparsetrain.track.console import size
 from sparsetrain.track.jsonl import read
 
+RELATIVE = ("against the first", "share of the first", "compression")  # rows that say nothing of a run by itself
+
 
 def figures(folder: pathlib.Path) -> dict[str, float]:
     """Return the figures of a run folder by metric name; `steady` ones are medians over the second half of the run.
@@ -45,7 +47,8 @@ def compare(folders: list[pathlib.Path]) -> str:
     lines = [["", *(folder.name for folder in folders)]]
     for title, show in _rows(runs[0]):
         cells = [show(run) if run else "-" for run in runs]
-        if any(cell != "-" for cell in cells):
+        relative = title.strip() in RELATIVE
+        if any(cell != "-" for cell in cells) and not (relative and len(runs) == 1):
             lines.append([title, *cells])
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     text = [

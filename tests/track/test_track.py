@@ -111,6 +111,11 @@ def test_a_full_disk_delays_rows_and_loses_none(tmp_path):
     assert len(said) == 1 and said[0].startswith("metrics.jsonl cannot be written now and is tried again: ")
 
 
+def test_a_run_by_itself_is_compared_with_nothing(tmp_path):
+    table = compare([folder(tmp_path, "sparse", 2.1, 10.0, True)])
+    assert "validation loss" in table and "compression" not in table and "first" not in table
+
+
 def test_a_run_without_rows_has_dashes(tmp_path):
     (tmp_path / "empty").mkdir()
     runs = [folder(tmp_path, "dense", 2.0, 1000.0, False), tmp_path / "empty"]
