@@ -7,6 +7,10 @@ import socket
 
 import torch
 import torch.distributed as dist
+
+# Imported before there is a process group: these functions take the default group of that moment as their default
+# arguments, which would keep it, and its threads, alive until the interpreter ends; gloo then aborts now and then.
+import torch.distributed.nn.functional
 from torch import Tensor
 
 from sparsetrain.collective.transport import Transport
