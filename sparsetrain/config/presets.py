@@ -12,7 +12,7 @@ def quickstart() -> Tree:
     """A byte-level GPT on the text of Python's own library: 2 workers, sparse exchange, 90 % sparse weights (RigL).
 
     Local steps, because AdamW and a top-k of single gradients do not go together. A quarter of the active tenth every
-    five steps is half a percent of the dense gradient a step. docs/records/quickstart.md holds the choice.
+    five steps is half a percent of all entries a step. docs/records/quickstart.md holds the choice.
     """
     return {
         "name": "quickstart",
