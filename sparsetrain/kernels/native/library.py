@@ -1,0 +1,167 @@
+"""The compiled kernels as Python methods with the signatures of the reference. Calls release the interpreter lock."""
+
+from __future__ import annotations
+
+import ctypes
+import pathlib
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from sparsetrain.kernels.corrupt import CorruptCode
+from sparsetrain.kernels.native.memory import Blocks
+from sparsetrain.kernels.reference.index_code import IndexCodes
+from sparsetrain.kernels.reference.select import Range
+from sparsetrain.kernels.reference.value_code import ValueCodes
+from sparsetrain.kernels.sampling import Plan
+
+POINTER, LONG, INT, FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32, ctypes.c_float
+ARGUMENTS = {
+    "st_select": [*[POINTER] * 2, *[LONG] * 2, FLOAT, INT, POINTER, LONG, LONG, INT, LONG, POINTER, POINTER],
+    "st_merge": [POINTER, POINTER, POINTER, INT, POINTER, LONG, FLOAT, INT],
+    "st_checksum": [POINTER, LONG],
+    "st_check_ascending": [POINTER, LONG, LONG],
+    "st_encode_elias_fano": [POINTER, LONG, INT, LONG, POINTER],
+    "st_decode_elias_fano": [POINTER, LONG, LONG, LONG, INT, POINTER],
+    "st_deltas_bytes": [POINTER, LONG],
+    "st_encode_deltas": [POINTER, LONG, POINTER],
+    "st_decode_deltas": [POINTER, LONG, LONG, LONG, POINTER],
+    "st_encode_block16": [POINTER, LONG, LONG, POINTER],
+    "st_decode_block16": [POINTER, LONG, LONG, POINTER],
+    "st_encode_bitmap": [POINTER, LONG, LONG, POINTER],
+    "st_decode_bitmap": [POINTER, LONG, LONG, LONG, POINTER],
+    "st_encode_int8": [POINTER, LONG, POINTER],
+    "st_decode_int8": [POINTER, LONG, POINTER],
+    "st_encode_int4": [POINTER, LONG, POINTER],
+    "st_decode_int4": [POINTER, LONG, POINTER],
+}
+RESULTS = {
+    "st_select": LONG,
+    "st_deltas_bytes": LONG,
+    "st_checksum": ctypes.c_uint64,
+    **{name: None for name in ARGUMENTS if name.startswith("st_encode")},
+}
+NOT_FINITE = -1
+SLACK = 128  # elements past the last candidate that a vector store may touch
+
+
+class Library(IndexCodes, ValueCodes):
+    """One loaded library. Arguments are checked by the functions of `kernels`; here they are only handed on."""
+
+    def __init__(self, path: pathlib.Path) -> None:
+        """Load the library at `path`. Raises OSError when it cannot be loaded, AttributeError for a strange one."""
+        self.path = path
+        self.calls = ctypes.CDLL(str(path))
+        self.blocks = Blocks()
+        for name, arguments in ARGUMENTS.items():
+            function = getattr(self.calls, name)
+            function.argtypes, function.restype = arguments, RESULTS.get(name, INT)
+
+    def select(
+        self, old: Tensor | None, buffer: Tensor, k: int, scale: float, limits: Range | None, plan: Plan | None
+    ) -> tuple[Tensor, Tensor] | None:
+        """Return (indices, values) as `kernels.select` promises, None for a sum that is not finite."""
+        size = buffer.numel()
+        least, most = limits or (0, 0)
+        most = min(most, size)
+        ranks = (plan.count, plan.low, plan.middle, plan.high) if plan else (0, 0, 0, 0)
+        room = max(k, most, plan.room if plan else 0)
+        indices, values = self.blocks.pair(room + SLACK)
+        before = None if old is None else old.data_ptr()
+        chosen = self.calls.st_select(
+            *(before, buffer.data_ptr(), size, k, scale, scale != 1.0, (LONG * 4)(*ranks), least, most),
+            *(torch.get_num_threads(), room, indices.data_ptr(), values.data_ptr()),
+        )
+        if chosen == NOT_FINITE:
+            return None
+        if chosen < 0:
+            raise MemoryError(f"no scratch memory to select {k} of {size} elements")
+        return indices[:chosen], values[:chosen]
+
+    def merge(self, sources: Sequence[tuple[Tensor, Tensor]], out: Tensor, scale: float) -> Tensor:
+        """Fill `out` as `kernels.merge` promises, and return it."""
+        count = len(sources)
+        indices = (POINTER * count)(*(places.data_ptr() for places, _ in sources))
+        values = (POINTER * count)(*(values.data_ptr() for _, values in sources))
+        counts = (LONG * count)(*(places.numel() for places, _ in sources))
+        threads = torch.get_num_threads()
+        if self.calls.st_merge(indices, values, counts, count, out.data_ptr(), out.numel(), scale, threads):
+            raise MemoryError(f"no memory to merge {count} sources")
+        return out
+
+    def checksum(self, data: Tensor) -> int:
+        """Return the unfolded 64-bit sum."""
+        return self.calls.st_checksum(data.data_ptr(), data.numel())
+
+    def check_ascending(self, indices: Tensor, size: int) -> bool:
+        """See IndexCodes; so for all that follow."""
+        return bool(self.calls.st_check_ascending(indices.data_ptr(), indices.numel(), size))
+
+    def encode_elias_fano(self, indices: Tensor, low: int, total: int) -> Tensor:
+        data = torch.empty(total, dtype=torch.uint8)
+        self.calls.st_encode_elias_fano(indices.data_ptr(), indices.numel(), low, total, data.data_ptr())
+        return data
+
+    def decode_elias_fano(self, data: Tensor, count: int, size: int, low: int) -> Tensor:
+        places = torch.empty(count, dtype=torch.int32)
+        _accept(self.calls.st_decode_elias_fano(data.data_ptr(), data.numel(), count, size, low, places.data_ptr()))
+        return places
+
+    def deltas_bytes(self, indices: Tensor) -> int:
+        return self.calls.st_deltas_bytes(indices.data_ptr(), indices.numel())
+
+    def encode_deltas(self, indices: Tensor, total: int) -> Tensor:
+        data = torch.empty(total, dtype=torch.uint8)
+        self.calls.st_encode_deltas(indices.data_ptr(), indices.numel(), data.data_ptr())
+        return data
+
+    def decode_deltas(self, data: Tensor, count: int, size: int) -> Tensor:
+        places = torch.empty(count, dtype=torch.int32)
+        _accept(self.calls.st_decode_deltas(data.data_ptr(), data.numel(), count, size, places.data_ptr()))
+        return places
+
+    def encode_block16(self, indices: Tensor, size: int, total: int) -> Tensor:
+        data = torch.empty(total, dtype=torch.uint8)
+        self.calls.st_encode_block16(indices.data_ptr(), indices.numel(), size, data.data_ptr())
+        return data
+
+    def decode_block16(self, data: Tensor, count: int, size: int) -> Tensor:
+        places = torch.empty(count, dtype=torch.int32)
+        _accept(self.calls.st_decode_block16(data.data_ptr(), count, size, places.data_ptr()))
+        return places
+
+    def encode_bitmap(self, indices: Tensor, total: int) -> Tensor:
+        data = torch.empty(total, dtype=torch.uint8)
+        self.calls.st_encode_bitmap(indices.data_ptr(), indices.numel(), total, data.data_ptr())
+        return data
+
+    def decode_bitmap(self, data: Tensor, count: int, size: int) -> Tensor:
+        places = torch.empty(count, dtype=torch.int32)
+        _accept(self.calls.st_decode_bitmap(data.data_ptr(), data.numel(), count, size, places.data_ptr()))
+        return places
+
+    def encode_int8(self, values: Tensor, total: int) -> Tensor:
+        data = torch.empty(total, dtype=torch.uint8)
+        self.calls.st_encode_int8(values.data_ptr(), values.numel(), data.data_ptr())
+        return data
+
+    def decode_int8(self, data: Tensor, count: int) -> Tensor:
+        values = torch.empty(count)
+        _accept(self.calls.st_decode_int8(data.data_ptr(), count, values.data_ptr()))
+        return values
+
+    def encode_int4(self, values: Tensor, total: int) -> Tensor:
+        data = torch.empty(total, dtype=torch.uint8)
+        self.calls.st_encode_int4(values.data_ptr(), values.numel(), data.data_ptr())
+        return data
+
+    def decode_int4(self, data: Tensor, count: int) -> Tensor:
+        values = torch.empty(count)
+        _accept(self.calls.st_decode_int4(data.data_ptr(), count, values.data_ptr()))
+        return values
+
+
+def _accept(verdict: int) -> None:
+    if verdict:
+        raise CorruptCode("bytes that no encoder of this count and size writes")

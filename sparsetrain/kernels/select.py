@@ -1,0 +1,96 @@
+"""Exact top-k of a compensated gradient in about one pass over memory.
+
+`torch.topk` on a whole buffer costs about a hundred memory passes. A threshold that is estimated a little low from a
+sample turns the selection into one streaming pass (add, compare, compact, write the residual), and only the few
+candidates that reach it are ranked. The result is exact whatever the sample was.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+from torch import Tensor
+
+from sparsetrain.kernels import sampling, versions
+from sparsetrain.kernels.reference.select import Range, select_cpu, select_device
+
+
+@dataclasses.dataclass(frozen=True)
+class Selection:
+    """`indices` int32 ascending and unique, `values` fp32, both on the buffer's device.
+
+    `finite` False: the sum held an infinity or not-a-number; indices are then 0, 1, 2 ..., and values zeros.
+    """
+
+    indices: Tensor
+    values: Tensor
+    finite: bool
+
+
+def select(
+    old: Tensor | None,
+    buffer: Tensor,
+    k: int,
+    *,
+    scale: float = 1.0,
+    least: int | None = None,
+    most: int | None = None,
+) -> Selection:
+    """Return the k elements of buffer + scale * old that are largest in magnitude; ties go to the lower index.
+
+    `buffer` (fp32, 1-D, contiguous, at most 2^31 - 1 elements) becomes that sum with the selected places zeroed: the
+    new residual. `old` (the same shape, or None for zeros) is only read. Scale 1 is a plain add, any other a multiply
+    and an add, each rounded. Zeros are legal entries. k in 1..n.
+
+    With `least` <= k <= `most`, the count that an unbiased sampled threshold for k gives is accepted when it lies
+    between them; otherwise exactly k are taken. Then nothing is ranked, and the pass is quicker still.
+
+    Where the sum is not finite anywhere, `finite` is False and the buffer may hold anything. Raises ValueError for
+    wrong k, limits, dtypes, shapes or devices. Local: no rank waits for another.
+    """
+    size = _check(old, buffer, k)
+    limits = _limits(k, least, most)
+    with torch.no_grad():
+        if buffer.device.type != "cpu":
+            chosen = _on_device(old, buffer, k, scale, limits)
+        else:
+            native = versions.native()
+            version = select_cpu if native is None else native.select
+            chosen = version(old, buffer, k, scale, limits, sampling.plan(size, k))
+    if chosen is None:
+        indices = torch.arange(k, dtype=torch.int32, device=buffer.device)
+        return Selection(indices, torch.zeros(k, device=buffer.device), False)
+    indices, values = chosen
+    return Selection(indices, values, True)
+
+
+def _on_device(
+    old: Tensor | None, buffer: Tensor, k: int, scale: float, limits: Range | None
+) -> tuple[Tensor, Tensor] | None:
+    return select_device(old, buffer, k, scale, limits, sampling.plan(buffer.numel(), k))
+
+
+def _limits(k: int, least: int | None, most: int | None) -> Range | None:
+    if least is None and most is None:
+        return None
+    if least is None or most is None or not least <= k <= most:
+        raise ValueError(f"least and most must hold k between them: {least} <= {k} <= {most}")
+    return max(least, 1), most
+
+
+def _check(old: Tensor | None, buffer: Tensor, k: int) -> int:
+    """Return the number of elements."""
+    for name, tensor in (("buffer", buffer), ("old", old)):
+        if tensor is None:
+            continue
+        if tensor.dtype != torch.float32 or tensor.dim() != 1 or not tensor.is_contiguous():
+            raise ValueError(f"{name} must be fp32, 1-D and contiguous, not {tensor.dtype} {tuple(tensor.shape)}")
+        if tensor.shape != buffer.shape or tensor.device != buffer.device:
+            raise ValueError(f"old is {tuple(tensor.shape)} on {tensor.device}, buffer {tuple(buffer.shape)}")
+    size = buffer.numel()
+    if size >= 1 << 31:
+        raise ValueError(f"{size} elements: int32 indices reach 2^31 - 1")
+    if not 1 <= k <= size:
+        raise ValueError(f"k must be in 1..{size}, not {k}")
+    return size
