@@ -1,35 +1,44 @@
-"""All ranks' payloads to all ranks, summed in rank order. Volume per rank k (P-1) entries; best up to about 8 ranks."""
+"""All ranks' payloads to all ranks, merged in rank order: best up to about eight ranks."""
 
 from __future__ import annotations
 
-import dataclasses
+import math
 
-import torch
 from torch import Tensor
 
-from sparsetrain.collective.payload import Payload, decode
+from sparsetrain.collective.collective import Collective, Load, Volume
+from sparsetrain.collective.entries import Entries, Outcome
+from sparsetrain.collective.payload import Codec, Frame
 from sparsetrain.collective.world import World
+from sparsetrain.config.component import NoOptions
+from sparsetrain.kernels.merge import merge
 
 
-class AllGather:
-    """Send k entries to every rank, sum all P payloads in rank order: the same bits everywhere."""
+class AllGather(Collective):
+    """Every rank's k entries go to every rank and are summed in rank order: k (P-1) entries sent, log2 P latencies."""
 
-    @dataclasses.dataclass(frozen=True, kw_only=True)
-    class Config:
-        """No options."""
+    Config = NoOptions
 
-    def __init__(self, config: Config) -> None:
-        self.config = config
+    def exchange(self, entries: Entries, frame: Frame, codec: Codec, world: World, out: Tensor) -> Outcome:
+        """See Collective. Nothing is lost but the rounding of the values."""
+        message = codec.encode(entries, frame).to(world.transport.device)
+        if entries.even and (codec.fixed or entries.shared):
+            like, messages = entries, world.transport.all_gather(message, "gradient")
+        else:
+            like, messages = None, world.transport.all_gather_v(message, "gradient")
+        received = [codec.decode(each, frame, source, like) for source, each in enumerate(messages)]
+        if not all(each.finite for each in received):
+            return Outcome(finite=False)
+        merge_entries(received, out, 1.0 / world.size)
+        own = received[world.rank].values.to(entries.values.device)
+        return Outcome((Entries(entries.indices, entries.values - own),))
 
-    def exchange(self, payload: Payload, world: World) -> tuple[Tensor, Tensor | None]:
-        """Return (mean fp32 [size], leftover). Nothing is dropped on the way, so the leftover is None.
+    def volume(self, load: Load) -> Volume:
+        """Return k (P-1) entries and ceil(log2 P) latencies."""
+        return Volume(load.count * load.entry_bytes * (load.ranks - 1), math.ceil(math.log2(max(2, load.ranks))))
 
-        All ranks must call it with equal k. Raises CorruptPayload when a message does not match.
-        """
-        messages = world.transport.all_gather(payload.encode(), "gradient")
-        decoded = [decode(message, payload, source) for source, message in enumerate(messages)]
-        mean = torch.zeros(payload.size, dtype=torch.float32, device=payload.values.device)
-        for indices, values in decoded:
-            # Indices are unique inside one source, so this addition has only one order.
-            mean.index_add_(0, indices, values)
-        return mean.div_(world.size), None
+
+def merge_entries(parts: list[Entries], out: Tensor, scale: float) -> None:
+    """Make `out` the sum of the parts, in their order, each value multiplied by `scale` first."""
+    sources = [(each.indices.to(out.device), each.values.to(out.device)) for each in parts if each.indices is not None]
+    merge(sources, out, scale)

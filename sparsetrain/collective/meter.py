@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Literal
 
 Kind = Literal["gradient", "mask", "control"]
 
 
 class ByteMeter:
-    """Cumulative bytes sent by this rank: `gradient`, `mask` (scores, bitmaps) and `control` (flags, digests)."""
+    """Cumulative bytes sent by this rank: `gradient`, `mask` (scores, bitmaps) and `control` (flags, digests).
+
+    Several threads may add at the same time.
+    """
 
     def __init__(self) -> None:
         self.sent: dict[Kind, float] = {"gradient": 0.0, "mask": 0.0, "control": 0.0}
+        self._lock = threading.Lock()
 
     def add(self, kind: Kind, count: float) -> None:
-        self.sent[kind] += count
+        """Book `count` bytes under `kind`."""
+        with self._lock:
+            self.sent[kind] += count
 
     @property
     def total(self) -> float:

@@ -1,7 +1,7 @@
-"""The message of one bucket: ascending unique indices and their values, as one buffer of bytes.
+"""The message of one bucket, or of one region of it: a header, encoded places, encoded values.
 
-Layout: 24-byte header, k little-endian int32 indices, k values. The receiver trusts nothing: length, magic, version,
-mask epoch, bucket size, order and range of the indices, finite values are checked before anything is scattered.
+The receiver trusts nothing: magic, version, codes, bucket, part, mask epoch, size, count, length and checksum are
+compared, and the decoders check order and range of the places and that values are finite, before anything is scattered.
 """
 
 from __future__ import annotations
@@ -9,15 +9,20 @@ from __future__ import annotations
 import dataclasses
 import struct
 
-import numpy as np
 import torch
 from torch import Tensor
 
-HEADER = struct.Struct("<4sBBHIIII")
+from sparsetrain.collective.entries import Entries
+from sparsetrain.collective.index_codes import IndexCode, readers, writer
+from sparsetrain.collective.value_codes import ValueCode
+from sparsetrain.kernels.checksum import checksum
+
+HEADER = struct.Struct("<4sBBBBHHIIIII")
 MAGIC = b"SPTR"
-VERSION = 1
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-_CODES = {torch.float32: 1, torch.bfloat16: 2}
+VERSION = 2
+SUM = 4  # bytes of the checksum, the last field of the header
+NOT_FINITE = 1
+SHARED = 255  # in place of an index code: no places travel
 
 
 class CorruptPayload(RuntimeError):
@@ -25,59 +30,121 @@ class CorruptPayload(RuntimeError):
 
 
 @dataclasses.dataclass(frozen=True)
-class Payload:
-    """`indices` int32 ascending and unique in [0, size), `values` as sent, of one bucket at one mask epoch."""
+class Frame:
+    """What a message is about: a bucket of `size` coordinates at a mask epoch, or its region number `part`."""
 
-    indices: Tensor
-    values: Tensor
     size: int
     epoch: int
     bucket: int
-
-    def encode(self) -> Tensor:
-        """Return the message, uint8 of 24 + k (4 + itemsize) bytes, on the device of the values."""
-        head = HEADER.pack(
-            MAGIC, VERSION, _CODES[self.values.dtype], self.bucket, self.epoch, self.size, self.indices.numel(), 0
-        )
-        header = torch.frombuffer(bytearray(head), dtype=torch.uint8).to(self.values.device)
-        return torch.cat([header, self.indices.view(torch.uint8), self.values.view(torch.uint8)])
+    part: int = 0
 
 
-def decode(message: Tensor, like: Payload, source: int) -> tuple[Tensor, Tensor]:
-    """Return (indices int64, values fp32) of a message from rank `source` that must match this rank's own `like`.
+@dataclasses.dataclass(frozen=True)
+class Codec:
+    """How places and values are written."""
 
-    Raises CorruptPayload when header, length, order or range of the indices is not as expected.
-    """
-    head = bytes(message[: HEADER.size].cpu().numpy())
-    expected = HEADER.pack(
-        MAGIC, VERSION, _CODES[like.values.dtype], like.bucket, like.epoch, like.size, like.indices.numel(), 0
-    )
-    if head != expected:
-        raise CorruptPayload(f"rank {source}, bucket {like.bucket}: header {_read(head)}, expected {_read(expected)}")
-    k = like.indices.numel()
-    length = HEADER.size + k * (4 + like.values.itemsize)
-    if message.numel() != length:
-        raise CorruptPayload(f"rank {source}, bucket {like.bucket}: {message.numel()} bytes, expected {length}")
-    indices = message[HEADER.size : HEADER.size + 4 * k].clone().view(torch.int32)
-    values = message[HEADER.size + 4 * k :].clone().view(like.values.dtype)
-    if k and not _ascending(indices, like.size):
-        raise CorruptPayload(f"rank {source}, bucket {like.bucket}: indices not ascending in 0..{like.size - 1}")
-    if not bool(torch.isfinite(values).all()):
-        raise CorruptPayload(f"rank {source}, bucket {like.bucket}: values that are not finite")
-    return indices.long(), values.float()
+    indices: IndexCode
+    values: ValueCode
+
+    @property
+    def fixed(self) -> bool:
+        """Return whether equal counts give messages of equal length."""
+        return self.indices.fixed
+
+    def bytes(self, count: int, size: int, shared: bool = False) -> int:
+        """Return the bytes of a message with `count` of `size` entries; an estimate when the code is not fixed."""
+        return HEADER.size + self.values.bytes(count) + (0 if shared else self.indices.bytes(count, size))
+
+    def encode(self, entries: Entries, frame: Frame) -> Tensor:
+        """Return the message, uint8 on the CPU."""
+        count = len(entries)
+        parts = [self.values.encode(entries.values.cpu())]
+        number = SHARED
+        if not entries.shared and entries.indices is not None:
+            indices = entries.indices.cpu()
+            code = writer(self.indices, indices, frame.size)
+            parts.insert(0, code.encode(indices, frame.size))
+            number = code.number
+        length = sum(part.numel() for part in parts)
+        message = torch.empty(HEADER.size + length, dtype=torch.uint8)
+        torch.cat(parts, out=message[HEADER.size :])
+        flags = 0 if entries.finite else NOT_FINITE
+        fields = (MAGIC, VERSION, number, self.values.number, flags, frame.bucket, frame.part, frame.epoch)
+        message[: HEADER.size] = _bytes(HEADER.pack(*fields, frame.size, count, length, 0))
+        message[HEADER.size - SUM : HEADER.size] = _bytes(_checksum(message).to_bytes(SUM, "little"))
+        return message
+
+    def decode(self, message: Tensor, frame: Frame, source: int, like: Entries | None = None) -> Entries:
+        """Return the entries of a message from rank `source` about `frame`, on the CPU.
+
+        With `like`, the message must hold as many entries, and takes its places from there when it carries none.
+        Raises CorruptPayload when anything is not as expected.
+        """
+        message = message.cpu()
+        where = f"rank {source}, bucket {frame.bucket}"
+        head = _head(message, where)
+        expected = (frame.bucket, frame.part, frame.epoch, frame.size)
+        if (head.bucket, head.part, head.epoch, head.size) != expected:
+            raise CorruptPayload(f"{where}: header {head}, expected (bucket, part, mask epoch, size) {expected}")
+        if head.values != self.values.number or head.count > frame.size:
+            raise CorruptPayload(f"{where}: header {head}, expected value code {self.values.number}")
+        if like is not None and head.count != len(like):
+            raise CorruptPayload(f"{where}: {head.count} entries, expected {len(like)}")
+        if message.numel() != HEADER.size + head.length:
+            raise CorruptPayload(f"{where}: {message.numel()} bytes, expected {HEADER.size + head.length}")
+        if _checksum(message) != head.checksum:
+            raise CorruptPayload(f"{where}: checksum does not match")
+        return self._body(message[HEADER.size :], head, frame, where, like)
+
+    def _body(self, body: Tensor, head: Head, frame: Frame, where: str, like: Entries | None) -> Entries:
+        split = body.numel() - self.values.bytes(head.count)
+        if split < 0:
+            raise CorruptPayload(f"{where}: {body.numel()} bytes for {head.count} entries")
+        finite = not head.flags & NOT_FINITE
+        try:
+            values = self.values.decode(body[split:], head.count)
+            if head.indices == SHARED:
+                if like is None or not like.shared or split:
+                    raise ValueError("a message without places where places are expected")
+                return Entries(like.indices, values, shared=True, finite=finite)
+            code = readers(self.indices).get(head.indices)
+            if code is None:
+                raise ValueError(f"index code {head.indices} is not in the job")
+            return Entries(code.decode(body[:split], head.count, frame.size), values, finite=finite)
+        except ValueError as error:
+            raise CorruptPayload(f"{where}: {error}") from error
 
 
-def _ascending(indices: Tensor, size: int) -> bool:
-    if int(indices[0]) < 0 or int(indices[-1]) >= size:
-        return False
-    if indices.device.type == "cpu":
-        flat = indices.numpy()
-        return bool(np.all(flat[1:] > flat[:-1]))
-    return bool((indices[1:] > indices[:-1]).all())
+@dataclasses.dataclass(frozen=True)
+class Head:
+    """The header of a message, as read."""
+
+    indices: int
+    values: int
+    flags: int
+    bucket: int
+    part: int
+    epoch: int
+    size: int
+    count: int
+    length: int
+    checksum: int
 
 
-def _read(head: bytes) -> str:
-    if len(head) != HEADER.size or head[:4] != MAGIC:
-        return f"{head[:4]!r}"
-    _, version, dtype, bucket, epoch, size, k, _ = HEADER.unpack(head)
-    return f"(version {version}, dtype {dtype}, bucket {bucket}, mask epoch {epoch}, size {size}, k {k})"
+def _head(message: Tensor, where: str) -> Head:
+    raw = bytes(message[: HEADER.size].numpy())
+    if len(raw) != HEADER.size or raw[:4] != MAGIC:
+        raise CorruptPayload(f"{where}: header {raw[:4]!r}, expected {MAGIC!r}")
+    _, version, *fields = HEADER.unpack(raw)
+    if version != VERSION:
+        raise CorruptPayload(f"{where}: header of version {version}, expected {VERSION}")
+    return Head(*fields)
+
+
+def _checksum(message: Tensor) -> int:
+    """Return the sum over header and body, without the place of the sum itself."""
+    return checksum(message[: HEADER.size - SUM]) ^ checksum(message[HEADER.size :])
+
+
+def _bytes(data: bytes) -> Tensor:
+    return torch.frombuffer(bytearray(data), dtype=torch.uint8)

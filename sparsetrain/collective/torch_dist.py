@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
+from collections.abc import Sequence
 
 import torch
 import torch.distributed as dist
@@ -32,8 +34,43 @@ class TorchTransport(Transport):
         dist.all_gather(parts, tensor, group=self.group)
         return parts
 
+    def _all_gather_v(self, tensor: Tensor, lengths: Sequence[int]) -> list[Tensor]:
+        return self._all_to_all_v([tensor] * self.size, lengths)
+
+    def _all_to_all_v(self, parts: Sequence[Tensor], sizes: Sequence[int]) -> list[Tensor]:
+        # Why not all_to_all_single: it wants all parts in one buffer, which a gather would have to fill with P-1
+        # copies. 4 ranks, 0.6 MB each, loopback, interleaved, best of 40: 3.2 ms here, 3.6 ms there.
+        own = parts[self.rank]
+        arrived = [own if source == self.rank else own.new_empty(size) for source, size in enumerate(sizes)]
+        messages = []
+        for step in range(1, self.size):
+            # Every rank begins with another peer, or all would crowd on rank 0 first.
+            to, source = (self.rank + step) % self.size, (self.rank - step) % self.size
+            if sizes[source]:
+                messages.append(dist.P2POp(dist.irecv, arrived[source], group=self.group, group_peer=source))
+            if parts[to].numel():
+                messages.append(dist.P2POp(dist.isend, parts[to], group=self.group, group_peer=to))
+        for work in dist.batch_isend_irecv(messages) if messages else []:
+            work.wait()
+        return arrived
+
     def _broadcast(self, tensor: Tensor, source: int) -> None:
-        dist.broadcast(tensor, source, group=self.group)
+        dist.broadcast(tensor, group=self.group, group_src=source)
+
+    def _twin(self) -> Transport:
+        whole = self.group or dist.group.WORLD
+        assert whole is not None
+        limit = whole._get_backend(self.device).options._timeout
+        ranks = None if self.group is None else dist.get_process_group_ranks(self.group)
+        # Only the ranks of a part of the world call this, so only they may be asked to meet.
+        group = dist.new_group(ranks, limit, use_local_synchronization=ranks is not None)
+        assert isinstance(group, dist.ProcessGroup)
+        return TorchTransport(self.device, group)
+
+    def _free(self) -> None:
+        with contextlib.suppress(ValueError):  # the default group has gone already, and all others with it
+            dist.destroy_process_group(self.group)
+        self.group = None  # a reference would keep the group's threads alive
 
 
 def torch_world(device: torch.device | None = None) -> World:

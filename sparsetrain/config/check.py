@@ -2,13 +2,56 @@
 
 from __future__ import annotations
 
+from sparsetrain import registry
 from sparsetrain.config.errors import JobError
-from sparsetrain.config.job import Job
+from sparsetrain.config.job import Exchange, Job
+
+
+def check_exchange(exchange: Exchange) -> None:
+    """Raise JobError, naming the dotted path, for parts of an exchange that make no sense together, with the reason."""
+    feedback, collective, sparsifier = (
+        c.name for c in (exchange.error_feedback, exchange.collective, exchange.sparsifier)
+    )
+    if feedback in ("ef21", "ef21_sgdm") and exchange.residual != "fp32":
+        raise JobError(
+            f"exchange.residual: {exchange.residual} with {feedback}: rounding would part the ranks' estimates from "
+            "their mean; allowed: fp32"
+        )
+    if feedback == "dgc" and exchange.every > 1:
+        raise JobError(
+            "exchange.error_feedback: dgc corrects the momentum of single gradients; with exchange.every > 1 the "
+            "optimizer has its own; allowed: ef14, none, ef21"
+        )
+    if exchange.regime != "sparse":
+        return
+    support = getattr(registry.load("collective", collective), "support", "any")
+    shared = getattr(registry.load("sparsifier", sparsifier), "shared", False)
+    if support == "all":
+        raise JobError(
+            f"exchange.collective: {collective} takes whole buckets, but exchange.regime is sparse; say "
+            f"exchange.regime={collective}"
+        )
+    if support == "shared" and not shared:
+        raise JobError(
+            f"exchange.collective: {collective} sends no places, but ranks choose different ones with {sparsifier}; "
+            "allowed: allgather, split_reduce, ok_topk (or exchange.sparsifier=randomk)"
+        )
+    if shared and collective in ("split_reduce", "ok_topk"):
+        raise JobError(
+            f"exchange.collective: {collective} merges different places, but {sparsifier} gives all ranks the same; "
+            "allowed: packed, allgather"
+        )
 
 
 def check(job: Job) -> None:
     """Raise JobError, naming the dotted path, where two parts of the job contradict each other."""
     masks, exchange = job.masks, job.exchange
+    check_exchange(exchange)
+    if exchange.error_feedback.name == "dgc" and getattr(job.optimizer.config, "momentum", 0.0):
+        raise JobError(
+            f"optimizer.momentum: {job.optimizer.config.momentum} with exchange.error_feedback dgc, which has the "
+            "momentum (exchange.error_feedback.momentum); allowed: 0"
+        )
     if exchange.every > job.train.steps:
         raise JobError(
             f"exchange.every: {exchange.every} is more than train.steps ({job.train.steps}): nothing would be sent"

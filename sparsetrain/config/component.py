@@ -13,6 +13,11 @@ from sparsetrain import registry
 STRICT = {"extra": "forbid", "allow_inf_nan": False, "validate_default": True, "revalidate_instances": "always"}
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NoOptions:
+    """The Config of a class that has nothing to choose."""
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class Component:
     """`name` as registered (or `module:Class`) and `config`, an instance of that class's `Config`."""

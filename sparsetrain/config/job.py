@@ -57,8 +57,12 @@ class Exchange:
     sparsifier: Annotated[Component, Named("sparsifier", "topk")] = "topk"  # pyrefly: ignore[bad-assignment]
     error_feedback: Annotated[Component, Named("error_feedback", "ef14")] = "ef14"  # pyrefly: ignore[bad-assignment]
     collective: Annotated[Component, Named("collective", "allgather")] = "allgather"  # pyrefly: ignore[bad-assignment]
-    values: Literal["fp32", "bf16"] = "bf16"  # dtype of sent values; the rounding error stays in the residual
-    bucket_elements: Positive = 1 << 22
+    indices: Annotated[Component, Named("index_code", "auto")] = "auto"  # pyrefly: ignore[bad-assignment]
+    # How sent values are written, in every regime; what rounding takes away stays in the residual.
+    values: Annotated[Component, Named("value_code", "bf16")] = "bf16"  # pyrefly: ignore[bad-assignment]
+    residual: Literal["fp32", "bf16", "int8"] = "fp32"  # how error feedback's state lies in memory
+    overlap: bool = True  # buckets leave while backward still runs (CPU)
+    bucket_elements: Positive = 1 << 22  # k is chosen per bucket; 1 makes each tensor a bucket of its own
     dense_below: Count = 4096  # tensors with fewer elements, and all 1-D ones, travel dense in one buffer
 
 

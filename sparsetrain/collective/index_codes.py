@@ -1,0 +1,174 @@
+"""Ways to write k ascending places of a bucket as bytes. Each is exact; they differ in bytes per density.
+
+`fixed` codes have a size that follows from (count, size) alone, so that ranks with equal k send equal messages; the
+others need `all_gather_v`. The code's number travels in the header of the message.
+"""
+
+from __future__ import annotations
+
+import abc
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sparsetrain.config.component import NoOptions
+from sparsetrain.kernels import index_code
+
+
+class IndexCode(abc.ABC):
+    """`encode` ascending unique int32 places in 0..size-1 to bytes (uint8, CPU), and back."""
+
+    number: int  # on the wire
+    fixed = True
+
+    def __init__(self, config: Any) -> None:
+        self.config: Any = config
+
+    @abc.abstractmethod
+    def bytes(self, count: int, size: int) -> int:
+        """Return the bytes of `count` places of `size`: exact for fixed codes, expected for random places otherwise."""
+
+    def needs(self, indices: Tensor, size: int) -> int:
+        """Return the bytes that these places take, without encoding them."""
+        return self.bytes(indices.numel(), size)
+
+    @abc.abstractmethod
+    def encode(self, indices: Tensor, size: int) -> Tensor:
+        """Return the bytes of ascending unique int32 CPU places."""
+
+    @abc.abstractmethod
+    def decode(self, data: Tensor, count: int, size: int) -> Tensor:
+        """Return the places (int32). Raises ValueError when `data` is not what `encode` gives for count and size."""
+
+
+class Int32(IndexCode):
+    """Four bytes a place: no work, for links faster than the encoder."""
+
+    Config = NoOptions
+
+    number = 1
+
+    def bytes(self, count: int, size: int) -> int:
+        return 4 * count
+
+    def encode(self, indices: Tensor, size: int) -> Tensor:
+        return indices.contiguous().view(torch.uint8)
+
+    def decode(self, data: Tensor, count: int, size: int) -> Tensor:
+        if data.numel() != 4 * count:
+            raise ValueError(f"{data.numel()} bytes for {count} places")
+        indices = data.clone().view(torch.int32)
+        if not index_code.check_ascending(indices, size):
+            raise ValueError(f"indices not ascending in 0..{size - 1}")
+        return indices
+
+
+class Block16(IndexCode):
+    """Two bytes a place inside blocks of 65536: nearly no work, half of int32."""
+
+    Config = NoOptions
+
+    number = 2
+
+    def bytes(self, count: int, size: int) -> int:
+        return index_code.block16_bytes(count, size)
+
+    def encode(self, indices: Tensor, size: int) -> Tensor:
+        return index_code.encode_block16(indices, size)
+
+    def decode(self, data: Tensor, count: int, size: int) -> Tensor:
+        return index_code.decode_block16(data, count, size)
+
+
+class EliasFano(IndexCode):
+    """Low bits plainly, high bits in unary (Elias 1974, Fano 1971): near the entropy of random places, fixed size."""
+
+    Config = NoOptions
+
+    number = 3
+
+    def bytes(self, count: int, size: int) -> int:
+        return index_code.elias_fano_bytes(count, size)
+
+    def encode(self, indices: Tensor, size: int) -> Tensor:
+        return index_code.encode_elias_fano(indices, size)
+
+    def decode(self, data: Tensor, count: int, size: int) -> Tensor:
+        return index_code.decode_elias_fano(data, count, size)
+
+
+class Deltas(IndexCode):
+    """Gaps, bit-packed in blocks of 128 by the widest of the block: below the entropy where places cluster."""
+
+    Config = NoOptions
+
+    number = 4
+    fixed = False
+
+    def bytes(self, count: int, size: int) -> int:
+        # The widest of 128 random gaps is about ln 128 = 4.9 mean gaps.
+        width = max(1, int(4.9 * size / max(count, 1))).bit_length()
+        return -(-count // 128) + count * width // 8
+
+    def needs(self, indices: Tensor, size: int) -> int:
+        return index_code.deltas_bytes(indices)
+
+    def encode(self, indices: Tensor, size: int) -> Tensor:
+        return index_code.encode_deltas(indices, size)
+
+    def decode(self, data: Tensor, count: int, size: int) -> Tensor:
+        return index_code.decode_deltas(data, count, size)
+
+
+class Bitmap(IndexCode):
+    """One bit per coordinate of the update set, whatever the number of places: best above about 25 %."""
+
+    Config = NoOptions
+
+    number = 5
+
+    def bytes(self, count: int, size: int) -> int:
+        return index_code.bitmap_bytes(size)
+
+    def encode(self, indices: Tensor, size: int) -> Tensor:
+        return index_code.encode_bitmap(indices, size)
+
+    def decode(self, data: Tensor, count: int, size: int) -> Tensor:
+        return index_code.decode_bitmap(data, count, size)
+
+
+class Auto(IndexCode):
+    """The code with the fewest bytes for the places at hand, named in each message."""
+
+    Config = NoOptions
+
+    number = 0
+    fixed = False
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        self.codes = [cls(config) for cls in (Int32, Block16, EliasFano, Deltas, Bitmap)]
+
+    def bytes(self, count: int, size: int) -> int:
+        return min(code.bytes(count, size) for code in self.codes)
+
+    def best(self, indices: Tensor, size: int) -> IndexCode:
+        """Return the shortest code for these places."""
+        return min(self.codes, key=lambda code: code.needs(indices, size))
+
+    def encode(self, indices: Tensor, size: int) -> Tensor:
+        raise NotImplementedError("ask best() for the code")
+
+    def decode(self, data: Tensor, count: int, size: int) -> Tensor:
+        raise NotImplementedError("ask readers() for the code")
+
+
+def writer(code: IndexCode, indices: Tensor, size: int) -> IndexCode:
+    """Return the code that writes these places: `code` itself, or its best choice."""
+    return code.best(indices, size) if isinstance(code, Auto) else code
+
+
+def readers(code: IndexCode) -> dict[int, IndexCode]:
+    """Return by number the codes that a message may be written in when the job says `code`."""
+    return {each.number: each for each in (code.codes if isinstance(code, Auto) else [code])}
