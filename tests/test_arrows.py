@@ -8,6 +8,7 @@ import pytest
 ROOT = pathlib.Path(__file__).parent.parent / "sparsetrain"
 ARROWS = {
     "cli": {"launch", "bench", "track"},
+    "bench": {"launch", "engine", "gradient", "collective", "kernels", "models", "data"},
     "launch": {"worker", "track"},
     "worker": {"engine", "collective"},
     "engine": {"gradient", "masks", "collective", "compute", "models", "data", "track"},

@@ -133,7 +133,7 @@ def save(state: RunState, root: pathlib.Path) -> pathlib.Path:
         unfinished.mkdir(parents=True, exist_ok=True)
     world.transport.barrier()
     rank = f"rank{world.rank:05d}"
-    own = {f"residual/{name}": tensor for name, tensor in state.exchange.residuals().items()}
+    own = state.exchange.state()
     own["random/torch"] = torch.get_rng_state()
     checkpoint.write_tensors(unfinished / f"residual.{rank}.safetensors", own)
     optimizer = checkpoint.optimizer_tensors(state.optimizer, state.parameters)
@@ -190,11 +190,11 @@ def _restore(state: RunState, folder: pathlib.Path) -> None:
     checkpoint.load_optimizer(state.optimizer, state.parameters, checkpoint.read_saved(folder, own))
     if ranks == state.world.size:
         mine = checkpoint.read_saved(folder, f"residual.rank{rank:05d}.safetensors")
-        state.exchange.load_residuals(_residuals(mine))
+        state.exchange.load_state(mine)
         torch.set_rng_state(mine["random/torch"])
     else:
         saved = (checkpoint.read_saved(folder, f"residual.rank{r:05d}.safetensors") for r in range(ranks))
-        state.exchange.load_residuals(_mean([_residuals(tensors) for tensors in saved]))
+        state.exchange.load_state(_mean(list(saved)))
     state.exchange.step = about.exchanges
     # A changed batch moves the border between finished and new samples to a whole number of steps.
     state.step = about.step
@@ -204,10 +204,10 @@ def _restore(state: RunState, folder: pathlib.Path) -> None:
         raise checkpoint.CheckpointError(f"{folder}: weights do not have the digest that state.json names")
 
 
-def _residuals(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {key.removeprefix("residual/"): tensor for key, tensor in tensors.items() if key.startswith("residual/")}
-
-
 def _mean(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Return the mean residual, which every rank of the new world starts from: the mean over ranks is preserved."""
-    return {name: torch.stack([part[name] for part in parts]).mean(0) for name in parts[0]}
+    """Return the mean state, which every rank of the new world starts from: the mean over ranks is preserved.
+
+    What a collective learned about the old world is left out, and so are the random generators.
+    """
+    names = [name for name in parts[0] if not name.startswith(("collective/", "random/"))]
+    return {name: torch.stack([part[name] for part in parts]).mean(0) for name in names}

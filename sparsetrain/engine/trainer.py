@@ -56,6 +56,7 @@ def train(
     except BaseException:
         trainer.tracker.close("failed")
         raise
+    trainer.state.exchange.close()
     trainer.tracker.close("finished")
     return result
 
@@ -161,6 +162,7 @@ class Trainer:
                 position = state.step * state.global_batch + micro * train.batch_size * self.world.size
                 batch = state.data.train_batch(state.sampler.indices(position))
                 batch = tuple(part.to(self.world.transport.device) for part in batch)
+            state.update.listen(micro + 1 == train.accumulate)
             with self.window.span("forward_backward"):
                 with self._autocast():
                     loss = state.model.loss(batch)
@@ -231,7 +233,7 @@ class Trainer:
                 **self.window.figures(state),
                 **_mask_figures(state, report),
                 "memory/peak_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
-                "memory/residual_gib": state.exchange.residual_bytes() / 2**30,
+                "memory/residual_gib": state.exchange.state_bytes() / 2**30,
                 "job/world_size": self.world.size,
                 "job/wall_s": state.wall_s,
             }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
@@ -29,6 +30,8 @@ class Update(Protocol):
 
     def step(self, last: bool) -> Updated: ...
 
+    def listen(self, final: bool) -> None: ...
+
     def set_masks(self, masks: Mapping[str, Tensor]) -> None: ...
 
     def state(self) -> dict[str, Tensor]: ...
@@ -52,6 +55,17 @@ class EveryStep:
         self.exchange = exchange
         self.clip = clip
         self.world = world
+        self.final = False
+        for name, parameter in parameters.items():
+            parameter.register_post_accumulate_grad_hook(functools.partial(self._finished, name))
+
+    def listen(self, final: bool) -> None:
+        """Say whether the backward that follows is the last one before `step`: buckets may leave while it runs."""
+        self.final = final and self.exchange.streams
+
+    def _finished(self, name: str, parameter: Tensor) -> None:
+        if self.final and parameter.grad is not None:
+            self.exchange.offer(name, parameter.grad)
 
     def step(self, last: bool) -> Updated:
         """Exchange, clip, step. A non-finite gradient on any rank skips the step on all."""
@@ -105,6 +119,9 @@ class LocalSteps:
         self.since = 0
         self.anchor = {name: p.detach().clone() for name, p in parameters.items()}
         self.momentum = {name: torch.zeros_like(p) for name, p in self.anchor.items()} if outer.momentum else {}
+
+    def listen(self, final: bool) -> None:
+        """Nothing leaves before the local steps are done."""
 
     def step(self, last: bool) -> Updated:
         """Take a local step; at every H-th step and at the last one exchange the difference."""

@@ -1,4 +1,4 @@
-"""One bucket's way through the exchange: its residual, its buffer and its update set, in U-coordinates."""
+"""One bucket's way through the exchange: its buffer, its kept state and its update set, in U-coordinates."""
 
 from __future__ import annotations
 
@@ -7,75 +7,133 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from sparsetrain.collective.entries import Entries
 from sparsetrain.gradient.layout import Bucket
+from sparsetrain.gradient.storage import STORAGES, Storage
 
 
 class Channel:
-    """A bucket with its state. U-coordinates number the active positions only, so nothing can live outside the mask."""
+    """A bucket with its state. U-coordinates number the active positions only, so nothing can live outside the mask.
 
-    def __init__(self, index: int, bucket: Bucket, device: torch.device) -> None:
+    During an exchange `buffer` holds the gradient, then what was not sent; `mean` what came back. `moved` is what
+    EF21 will move its estimate by.
+    """
+
+    def __init__(
+        self, index: int, bucket: Bucket, device: torch.device, fields: tuple[str, ...] = (), storage: str = "fp32"
+    ) -> None:
         self.index = index
         self.bucket = bucket
-        self.flat = torch.zeros(bucket.size, dtype=torch.float32, device=device)
+        self.device = device
+        self.storage = storage
+        self.flat = torch.empty(0, device=device)  # the bucket in full shape, when it is masked
         self.active: Tensor | None = None
-        self._allocate(bucket.size, device)
+        self.moved: tuple[Entries, tuple[Entries, ...]] | None = None
+        self.kept: dict[str, Storage] = {field: STORAGES[storage](bucket.size, device) for field in fields}
+        self._allocate(bucket.size)
 
-    def _allocate(self, size: int, device: torch.device) -> None:
+    def _allocate(self, size: int) -> None:
         self.size = size
-        self.residual = torch.zeros(size, dtype=torch.float32, device=device)
-        # Unmasked, the flat gradient is the buffer itself; masked, the active part is gathered from it.
-        self.buffer = torch.zeros(size, dtype=torch.float32, device=device)
+        self.mean = torch.empty(size, dtype=torch.float32, device=self.device)
+        self.buffer = self.mean
+        self._free: list[Tensor] = []
+        self._work: dict[str, Tensor] = {}
 
-    def take(self, gradients: Mapping[str, Tensor]) -> None:
-        """Fill the buffer with the active coordinates of the gradients."""
+    def take(self, gradients: Mapping[str, Tensor], factor: float = 1.0) -> None:
+        """Fill the buffer with the active coordinates of the gradients, times `factor`."""
+        self.buffer = self._empty()
         if self.active is None:
             self.bucket.flatten(gradients, self.buffer)
         else:
             torch.index_select(self.bucket.flatten(gradients, self.flat), 0, self.active, out=self.buffer)
+        if factor != 1.0:
+            self.buffer.mul_(factor)
+
+    def read(self, field: str) -> Tensor:
+        """Return the present state of a field, fp32."""
+        return self.kept[field].read()
+
+    def work(self, field: str) -> Tensor:
+        """Return a tensor in which the next state of a field can be made; the same one until it is staged."""
+        if field not in self._work:
+            self._work[field] = self._empty()
+        return self._work[field]
+
+    def stage(self, field: str, state: Tensor) -> None:
+        """Hand over the next state of a field."""
+        self.kept[field].stage(state)
+        self._work.pop(field, None)
+
+    def release(self, tensor: Tensor) -> None:
+        """Give back a tensor of this size that is needed no more."""
+        self._free.append(tensor)
 
     def commit(self) -> None:
-        """Make the buffer, which holds what was not sent, the residual."""
-        self.residual, self.buffer = self.buffer, self.residual
+        """Make all staged state the present one."""
+        for store in self.kept.values():
+            free = store.commit()
+            if free is not None:
+                self._free.append(free)
 
-    def spread(self, mean: Tensor) -> dict[str, Tensor]:
-        """Return the named means in their shapes, zero at inactive places; valid until the next take."""
+    def spread(self) -> dict[str, Tensor]:
+        """Return the means by name in their shapes, zero at inactive places; valid until the next take."""
         if self.active is None:
-            return self.bucket.split(mean)
+            return self.bucket.split(self.mean)
         self.flat.zero_()
-        self.flat[self.active] = mean
+        self.flat[self.active] = self.mean
         return self.bucket.split(self.flat)
 
     def set_masks(self, masks: Mapping[str, Tensor]) -> None:
-        """Adopt a new update set: residuals of coordinates active before and after stay, all others are zero."""
-        dense = self._dense_residual()
+        """Adopt a new update set: state of coordinates active before and after stays, all other is zero."""
+        dense = {field: self.dense(field) for field in self.kept}
         self.active = self.bucket.active(masks)
-        self._allocate(self.bucket.size if self.active is None else self.active.numel(), dense.device)
-        self.residual.copy_(dense if self.active is None else dense[self.active])
+        size = self.bucket.size if self.active is None else self.active.numel()
+        self.flat = torch.empty(0 if self.active is None else self.bucket.size, device=self.device)
+        self._allocate(size)
+        for field, state in dense.items():
+            self.kept[field] = STORAGES[self.storage](size, self.device)
+            self.kept[field].write(state.clone() if self.active is None else state[self.active])
 
-    def residuals(self) -> dict[str, Tensor]:
-        """Return copies of the residuals by parameter name, in U-coordinates (1-D)."""
-        return {name: part.clone() for name, part in self._by_name().items()}
-
-    def load_residuals(self, residuals: Mapping[str, Tensor]) -> None:
-        """Put back what `residuals` returned. Raises ValueError, naming the tensor, when a size differs."""
-        for name, part in self._by_name().items():
-            if name in residuals:
-                if residuals[name].shape != part.shape:
-                    raise ValueError(
-                        f"residual of {name}: {residuals[name].numel()} values for {part.numel()} active coordinates"
-                    )
-                part.copy_(residuals[name])
-
-    def _dense_residual(self) -> Tensor:
+    def dense(self, field: str) -> Tensor:
+        """Return a field in the bucket's full shape, zero at inactive places."""
         if self.active is None:
-            return self.residual
-        dense = torch.zeros(self.bucket.size, dtype=torch.float32, device=self.residual.device)
-        dense[self.active] = self.residual
+            return self.read(field)
+        dense = torch.zeros(self.bucket.size, dtype=torch.float32, device=self.device)
+        dense[self.active] = self.read(field)
         return dense
 
-    def _by_name(self) -> dict[str, Tensor]:
-        starts = torch.tensor([*self.bucket.starts, self.bucket.size], device=self.residual.device)
+    def state(self) -> dict[str, Tensor]:
+        """Return copies of all fields as `field/parameter name`, 1-D in U-coordinates."""
+        return {
+            f"{field}/{name}": part.clone()
+            for field in self.kept
+            for name, part in self._by_name(self.read(field)).items()
+        }
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Put back what `state` returned. Raises ValueError, naming the tensor, when a size differs."""
+        for field, store in self.kept.items():
+            whole = store.read().clone()
+            for name, part in self._by_name(whole).items():
+                saved = state.get(f"{field}/{name}")
+                if saved is None:
+                    continue
+                if saved.shape != part.shape:
+                    raise ValueError(f"{field} of {name}: {saved.numel()} values for {part.numel()} active coordinates")
+                part.copy_(saved)
+            store.write(whole)
+
+    def nbytes(self) -> int:
+        """Return the bytes of kept state and of the buffers that stay allocated."""
+        kept = sum(store.nbytes() for store in self.kept.values())
+        return kept + sum(tensor.nbytes for tensor in [*self._free, *self._work.values()])
+
+    def _empty(self) -> Tensor:
+        return self._free.pop() if self._free else torch.empty(self.size, dtype=torch.float32, device=self.device)
+
+    def _by_name(self, flat: Tensor) -> dict[str, Tensor]:
+        starts = torch.tensor([*self.bucket.starts, self.bucket.size], device=self.device)
         if self.active is not None:
             starts = torch.searchsorted(self.active, starts)
         edges = starts.tolist()
-        return {name: self.residual[edges[i] : edges[i + 1]] for i, name in enumerate(self.bucket.names)}
+        return {name: flat[edges[i] : edges[i + 1]] for i, name in enumerate(self.bucket.names)}

@@ -1,7 +1,7 @@
 """The gradient exchange: named gradients in, their mean over ranks out; what is not sent stays behind.
 
 One contract: `aggregate` returns the mean, the error stays in the residual (after PowerSGD's aggregator, NeurIPS 2019).
-The order is mask, compensate, select, encode, collective, mean; a step that is skipped touches no residual.
+The order is mask, compensate, select, encode, collective, mean; a step that is skipped touches no state.
 """
 
 from __future__ import annotations
@@ -9,26 +9,37 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Mapping
+from concurrent.futures import Future
 
 import torch
 from torch import Tensor
 
-from sparsetrain.collective.payload import DTYPES, Payload
+from sparsetrain.collective.dense import Dense
+from sparsetrain.collective.entries import Entries, Outcome
+from sparsetrain.collective.packed import Packed
+from sparsetrain.collective.payload import Codec, Frame
 from sparsetrain.collective.world import World
+from sparsetrain.config.check import check_exchange
 from sparsetrain.config.job import Exchange
 from sparsetrain.config.load import checked
 from sparsetrain.gradient.channel import Channel
 from sparsetrain.gradient.density import density_at, entries
 from sparsetrain.gradient.layout import Shape, build_buckets
+from sparsetrain.gradient.pipeline import Inline, Pipeline
+from sparsetrain.gradient.sparsifiers.base import Ask
+from sparsetrain.gradient.sparsifiers.everything import Everything
 
 
 @dataclasses.dataclass
 class ExchangeStats:
-    """What the last aggregate did: entries sent, coordinates in the update set, the density that was asked for."""
+    """What the last exchange did: the density that was asked for, coordinates in the update set, entries that this
+    rank chose, distinct places in the mean (0: not counted), the chosen entries' squared norm."""
 
     density: float = 1.0
-    sent: int = 0
     active: int = 0
+    sent: int = 0
+    distinct: int = 0
+    sent_square: float = 0.0
     skipped: bool = False
 
 
@@ -36,7 +47,8 @@ class GradientExchange:
     """Turns local gradients into their mean over all ranks, by the regime that the job names.
 
     `shapes` gives every parameter once, in model order, equal on all ranks; `steps` is the number of exchanges
-    planned (the density warm-up is a share of it). All ranks must make the same calls in the same order.
+    planned (the density warm-up is a share of it). All ranks must make the same calls in the same order, the
+    constructor included. `close` ends its threads.
     """
 
     def __init__(
@@ -48,128 +60,219 @@ class GradientExchange:
         device: torch.device | None = None,
     ) -> None:
         self.config = config = checked(config)
-        self.world = world
+        check_exchange(config)
         self.step = 0
         self.epoch = 0
-        self.seconds = 0.0  # spent in aggregate so far, waiting for peers included
+        self.seconds = 0.0  # that a caller has waited here, for peers included
         self.stats = ExchangeStats()
         self.device = device or world.transport.device
         self.warmup_steps = round(config.warmup * steps)
-        self.sparsifier = config.sparsifier.build()
         self.feedback = config.error_feedback.build()
-        self.collective = config.collective.build()
+        self.codec = Codec(config.indices.build(), config.values.build())
+        if config.regime == "sparse":
+            self.sparsifier, self.collective = config.sparsifier.build(), config.collective.build()
+        else:
+            self.sparsifier = Everything(Everything.Config())
+            self.collective = Dense(Dense.Config()) if config.regime == "dense" else Packed(Packed.Config())
         buckets, self.small = build_buckets(shapes, config.bucket_elements, config.dense_below)
-        self.channels = [Channel(i, bucket, self.device) for i, bucket in enumerate(buckets)]
+        fields = self.feedback.fields
+        self.channels = [Channel(i, b, self.device, fields, config.residual) for i, b in enumerate(buckets)]
         self.small_flat = torch.zeros(self.small.size, dtype=torch.float32, device=self.device)
+        self.small_state: dict[str, Tensor] = {}
+        # Threads of their own need a way to the others of their own, or two threads' messages would mix.
+        self.overlap = config.overlap and world.size > 1 and self.device.type == "cpu" and len(buckets) > 0
+        self.world = dataclasses.replace(world, transport=world.transport.twin()) if self.overlap else world
+        self.pipeline = Pipeline() if self.overlap else Inline()
+        self._round: _Round | None = None
 
     @torch.no_grad()
     def aggregate(self, gradients: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
         """Return the mean gradient by name (fp32, zero outside the update set), or None when the step is skipped.
 
         `gradients` holds every parameter's local, unscaled gradient averaged over accumulation. A non-finite value
-        on any rank gives None on all ranks and changes no residual. The tensors returned are reused by the next call.
+        on any rank gives None on all ranks and changes no state. The tensors returned are reused by the next call.
         Collective: all ranks must call it.
         """
         began = time.perf_counter()
-        means = self._aggregate(gradients)
-        self.seconds += time.perf_counter() - began
-        return means
+        try:
+            return self._aggregate(gradients)
+        finally:
+            self._round = None
+            self.seconds += time.perf_counter() - began
+
+    @property
+    def streams(self) -> bool:
+        """Return whether buckets may leave before the whole gradient is there."""
+        return self.overlap and not self.feedback.clip
+
+    @torch.no_grad()
+    def offer(self, name: str, gradient: Tensor) -> None:
+        """Hand over one finished gradient while others are still being computed; `aggregate` must follow.
+
+        A bucket leaves when its last gradient and all earlier buckets are there. The order of the buckets comes from
+        the model, so ranks may offer in any order. The tensor must not change before `aggregate` returns.
+        """
+        if self.streams and name in self._homes:
+            round_ = self._begin({})
+            round_.gradients[name] = gradient
+            round_.missing[self._homes[name]].discard(name)
+            while round_.next >= 0 and not round_.missing[round_.next]:
+                self._launch(round_)
 
     def _aggregate(self, gradients: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
-        self.small.flatten(gradients, self.small_flat)
-        for channel in self.channels:
-            channel.take(gradients)
-        if not self._all_finite():
+        round_ = self._begin(gradients)
+        # What backward has not offered, unused parameters for instance.
+        round_.gradients = {**gradients, **round_.gradients}
+        round_.factor = self._clip_factor(gradients)
+        while round_.next >= 0:
+            self._launch(round_)
+        self.small.flatten(gradients, self.small_flat).mul_(round_.factor)
+        small = self.pipeline.submit(lambda: None, lambda _: self._exchange_small())
+        outcomes = [future.result() for future in round_.futures]
+        total = small.result()
+        if not (bool(torch.isfinite(total).all()) and all(outcome.finite for outcome in outcomes)):
             self.stats.skipped = True
             return None
-        self.stats = ExchangeStats(density=self._density())
-        means = self._exchange_small()
+        means = self.small.split(self.feedback.dense(total, self.small_state))
         for channel in self.channels:
-            means.update(channel.spread(self._exchange(channel)))
-        for channel in self.channels:
-            channel.commit()
+            self.feedback.commit(channel)
+            means.update(channel.spread())
+        self.stats = round_.stats
+        self.stats.distinct = sum(outcome.distinct for outcome in outcomes)
         self.step += 1
         return means
 
-    def set_masks(self, masks: Mapping[str, Tensor], epoch: int) -> None:
-        """Adopt the update set of a mask epoch; residuals live on only where a coordinate stays active."""
-        for channel in self.channels:
-            channel.set_masks(masks)
-        self.epoch = epoch
+    def _begin(self, gradients: Mapping[str, Tensor]) -> _Round:
+        if self._round is None:
+            missing = [set(channel.bucket.names) for channel in self.channels]
+            self._round = _Round(dict(gradients), missing, len(self.channels) - 1, ExchangeStats(self._density()))
+        return self._round
 
-    def residuals(self) -> dict[str, Tensor]:
-        """Return this rank's residuals by parameter name, fp32, in U-coordinates."""
-        merged: dict[str, Tensor] = {}
-        for channel in self.channels:
-            merged.update(channel.residuals())
-        return merged
+    def _launch(self, round_: _Round) -> None:
+        """Send the next bucket on its way: the last of the model first, as backward finishes them."""
+        channel = self.channels[round_.next]
+        round_.next -= 1
+        round_.futures.append(
+            self.pipeline.submit(
+                lambda: self._select(channel, round_), lambda chosen: self._communicate(channel, chosen, round_.stats)
+            )
+        )
 
-    def load_residuals(self, residuals: Mapping[str, Tensor]) -> None:
-        """Put back this rank's residuals; masks must have been set to the epoch they belong to."""
-        for channel in self.channels:
-            channel.load_residuals(residuals)
+    @torch.no_grad()
+    def _select(self, channel: Channel, round_: _Round) -> Entries | None:
+        if channel.size == 0:
+            return None
+        channel.take(round_.gradients, round_.factor)
+        ask = Ask(entries(round_.stats.density, channel.size), 1.0, self.step, channel.index)
+        return self.feedback.select(channel, self.sparsifier, ask)
 
-    def residual_norm(self) -> float:
-        """Return the 2-norm of this rank's residual."""
-        return float(sum(float(channel.residual.double().square().sum()) for channel in self.channels) ** 0.5)
+    @torch.no_grad()
+    def _communicate(self, channel: Channel, chosen: Entries | None, stats: ExchangeStats) -> Outcome:
+        """Leave the mean of one bucket in the channel, and what did not arrive staged as its next state."""
+        if chosen is None:
+            return Outcome()
+        stats.active += channel.size
+        stats.sent += len(chosen)
+        stats.sent_square += float(chosen.values.square().sum())
+        frame = Frame(channel.size, self.epoch, channel.index)
+        if self.config.regime == "dense" and channel.active is not None:
+            outcome = self._exchange_dense(channel, chosen)
+        else:
+            outcome = self.collective.exchange(chosen, frame, self.codec, self.world, channel.mean)
+        if outcome.finite:
+            self.feedback.keep(channel, chosen, outcome)
+        return outcome
 
-    def residual_bytes(self) -> int:
-        """Return the bytes that residuals and their buffers take on this rank."""
-        return sum(channel.residual.nbytes + channel.buffer.nbytes for channel in self.channels)
+    def _exchange_dense(self, channel: Channel, chosen: Entries) -> Outcome:
+        """The dense regime sends the whole bucket, the zeros of masked weights too."""
+        assert channel.active is not None
+        whole = torch.zeros(channel.bucket.size, dtype=torch.float32, device=self.device)
+        whole[channel.active] = chosen.values
+        frame = Frame(channel.bucket.size, self.epoch, channel.index)
+        everything = dataclasses.replace(chosen, values=whole)
+        outcome = self.collective.exchange(everything, frame, self.codec, self.world, channel.flat)
+        if outcome.finite:
+            torch.index_select(channel.flat, 0, channel.active, out=channel.mean)
+        left = tuple(Entries(None, part.values[channel.active]) for part in outcome.leftover)
+        return dataclasses.replace(outcome, leftover=left)
+
+    def _exchange_small(self) -> Tensor:
+        if self.small.size == 0:
+            return self.small_flat
+        total = self.world.transport.rank_ordered_sum(self.small_flat, "gradient")
+        return total.mul_(1.0 / self.world.size)
+
+    def _clip_factor(self, gradients: Mapping[str, Tensor]) -> float:
+        """Return what the local gradient is multiplied by (DGC, section 3.3: each rank clips at clip / sqrt(P))."""
+        if not self.feedback.clip:
+            return 1.0
+        norm = float(torch.nn.utils.get_total_norm(list(gradients.values())))
+        limit = self.feedback.clip / self.world.size**0.5
+        return limit / norm if limit < norm < float("inf") else 1.0
 
     def _density(self) -> float:
         if self.config.regime != "sparse":
             return 1.0
         return density_at(self.step, self.config.density, self.config.warmup_density, self.warmup_steps)
 
-    def _all_finite(self) -> bool:
-        """Return whether every gradient on every rank is finite; one word crosses the wire."""
-        buffers = [self.small_flat, *(channel.buffer for channel in self.channels)]
-        # A sum is not finite when an element is not; it can also overflow, hence the second look.
-        finite = all(bool(torch.isfinite(b.sum())) or bool(torch.isfinite(b).all()) for b in buffers)
-        bad = torch.tensor([0.0 if finite else 1.0], device=self.device)
-        return float(self.world.transport.rank_ordered_sum(bad, "control")) == 0.0
+    @property
+    def _homes(self) -> dict[str, int]:
+        return {name: channel.index for channel in self.channels for name in channel.bucket.names}
 
-    def _exchange_small(self) -> dict[str, Tensor]:
-        if self.small.size == 0:
-            return {}
-        total = self.world.transport.rank_ordered_sum(self.small_flat, "gradient")
-        return self.small.split(total.div_(self.world.size))
+    def set_masks(self, masks: Mapping[str, Tensor], epoch: int) -> None:
+        """Adopt the update set of a mask epoch; state lives on only where a coordinate stays active."""
+        for channel in self.channels:
+            channel.set_masks(masks)
+        self.collective.forget()
+        self.epoch = epoch
 
-    def _exchange(self, channel: Channel) -> Tensor:
-        """Return the mean of one bucket in U-coordinates; the channel's buffer becomes the new residual."""
-        self.stats.active += channel.size
-        if channel.size == 0:
-            return channel.buffer
-        if self.config.regime == "sparse":
-            return self._exchange_sparse(channel)
-        self.stats.sent += channel.size
-        total = channel.buffer.add_(channel.residual)
-        if self.config.regime == "dense" and channel.active is not None:
-            flat = channel.flat.zero_()
-            flat[channel.active] = total
-            self.world.transport.all_reduce(flat, "gradient")
-            total = flat[channel.active]
-        else:
-            total = total.clone()
-            self.world.transport.all_reduce(total, "gradient")
-        channel.buffer.zero_()
-        return total.div_(self.world.size)
+    def state(self) -> dict[str, Tensor]:
+        """Return what this rank keeps between steps: `residual/<parameter name>` and its like (fp32, U-coordinates),
+        `small/...` of the tensors that travel dense, `collective/...`. It belongs into a file of this rank."""
+        state: dict[str, Tensor] = {}
+        for channel in self.channels:
+            state |= channel.state()
+        state |= {f"small/{field}": tensor.clone() for field, tensor in self.small_state.items()}
+        return state | {f"collective/{key}": tensor for key, tensor in self.collective.state().items()}
 
-    def _exchange_sparse(self, channel: Channel) -> Tensor:
-        k = entries(self.stats.density, channel.size)
-        self.stats.sent += k
-        residual = channel.residual if self.feedback.keeps else None
-        indices, values = self.sparsifier.select(residual, channel.buffer, k)
-        dtype = DTYPES[self.config.values]
-        # The largest fp32 numbers round up to infinity in bf16.
-        sent = values.to(dtype).clamp_(-torch.finfo(dtype).max, torch.finfo(dtype).max)
-        # "Sent" means "decoded by the receivers": what rounding takes away stays in the residual.
-        channel.buffer[indices.long()] = values - sent.float()
-        payload = Payload(indices, sent, channel.size, self.epoch, channel.index)
-        mean, leftover = self.collective.exchange(payload, self.world)
-        if leftover is not None:
-            channel.buffer.add_(leftover)
-        if not self.feedback.keeps:
-            channel.buffer.zero_()
-        return mean
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Put back what `state` returned; masks must have been set to the epoch it belongs to.
+
+        Raises ValueError, naming the tensor, when a size differs.
+        """
+        for channel in self.channels:
+            channel.load_state(state)
+        self.small_state = {key.removeprefix("small/"): t.clone() for key, t in state.items() if key[:6] == "small/"}
+        for field, tensor in self.small_state.items():
+            if tensor.shape != self.small_flat.shape:
+                raise ValueError(f"small/{field}: {tensor.numel()} values for {self.small.size} coordinates")
+        learned = {key.removeprefix("collective/"): t for key, t in state.items() if key.startswith("collective/")}
+        self.collective.load_state(learned, self.world.size)
+
+    def residual_norm(self) -> float:
+        """Return the 2-norm of this rank's residual; nan where the error feedback keeps none."""
+        if "residual" not in self.feedback.fields:
+            return float("nan")
+        return float(sum(float(c.read("residual").double().square().sum()) for c in self.channels) ** 0.5)
+
+    def state_bytes(self) -> int:
+        """Return the bytes that kept state and its buffers take on this rank."""
+        return sum(channel.nbytes() for channel in self.channels)
+
+    def close(self) -> None:
+        """End the threads and free their way to the others. The exchange must not be used afterwards."""
+        self.pipeline.close()
+        if self.overlap:
+            self.world.transport.close()
+
+
+@dataclasses.dataclass
+class _Round:
+    """One exchange in the making: gradients so far, names that each bucket waits for, the bucket that leaves next."""
+
+    gradients: dict[str, Tensor]
+    missing: list[set[str]]
+    next: int
+    stats: ExchangeStats
+    factor: float = 1.0
+    futures: list[Future[Outcome]] = dataclasses.field(default_factory=list)

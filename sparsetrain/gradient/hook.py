@@ -6,6 +6,8 @@
 DDP rebuilds its buckets after the first iteration, so the residual belongs to parameter names, never to bucket numbers.
 """
 
+import dataclasses
+
 import torch
 import torch.distributed as dist
 
@@ -33,26 +35,32 @@ class HookState:
         if names not in self.exchanges:
             shapes = {name: tuple(gradient.shape) for name, gradient in gradients.items()}
             device = next(iter(gradients.values())).device
-            fresh = GradientExchange(self.config, shapes, self.world, self.steps, device)
+            # A hook is called bucket by bucket and answers at once: there is nothing left to overlap with.
+            config = dataclasses.replace(self.config, overlap=False)
+            fresh = GradientExchange(config, shapes, self.world, self.steps, device)
             for key in [key for key in self.exchanges if set(key) & set(names)]:
                 old = self.exchanges.pop(key)
                 fresh.step = max(fresh.step, old.step)
-                self._stray.update(old.residuals())
-            fresh.load_residuals({name: self._stray.pop(name) for name in names if name in self._stray})
+                self._stray.update(old.state())
+            fresh.load_state({key: self._stray.pop(key) for key in list(self._stray) if _name(key) in names})
             self.exchanges[names] = fresh
         return self.exchanges[names]
 
-    def residuals(self) -> dict[str, torch.Tensor]:
-        """Return this rank's residuals by parameter name: put them into your checkpoint, one file a rank."""
+    def state(self) -> dict[str, torch.Tensor]:
+        """Return what this rank keeps, `residual/parameter name`: put it into your checkpoint, one file a rank."""
         merged = dict(self._stray)
         for exchange in self.exchanges.values():
-            merged.update(exchange.residuals())
+            merged.update(exchange.state())
         return merged
 
-    def load_residuals(self, residuals: dict[str, torch.Tensor]) -> None:
-        """Put back what `residuals` returned, before the first backward."""
+    def load_state(self, state: dict[str, torch.Tensor]) -> None:
+        """Put back what `state` returned, before the first backward."""
         self.exchanges.clear()
-        self._stray = dict(residuals)
+        self._stray = dict(state)
+
+
+def _name(key: str) -> str:
+    return key.partition("/")[2]
 
 
 def comm_hook(state: HookState, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:

@@ -17,7 +17,7 @@ def dense(job: Job) -> Job:
     """Return the dense version of the job: whole gradients at every step, no masks, and what `baseline` sets."""
     tree = to_tree(job)
     name = job.name if job.name.endswith("-dense") else f"{job.name}-dense"
-    exchange = {**tree["exchange"], "regime": "dense", "every": 1}
+    exchange = {**tree["exchange"], "regime": "dense", "every": 1, "values": "fp32", "error_feedback": "none"}
     return parse(apply_overrides({**tree, "name": name, "exchange": exchange, "masks": None}, job.baseline))
 
 

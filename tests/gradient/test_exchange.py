@@ -47,7 +47,7 @@ def run(world: World, options: dict, steps: int = 4, masked: bool = False, integ
 def full(exchange: GradientExchange) -> dict[str, torch.Tensor]:
     parts = {}
     for channel in exchange.channels:
-        parts |= {name: part.clone() for name, part in channel.bucket.split(channel._dense_residual()).items()}
+        parts |= {name: part.clone() for name, part in channel.bucket.split(channel.dense("residual")).items()}
     return parts
 
 
@@ -113,7 +113,7 @@ def gradients_mean(masked: bool) -> list[dict[str, torch.Tensor]]:
 
 def test_k_equal_n_is_dense_to_rounding_on_four_ranks():
     sparse = Simulation(4).run(lambda world: final(world, {"density": 1.0, "values": "fp32"}, False, False))
-    dense = Simulation(4).run(lambda world: final(world, {"regime": "dense"}, False, False))
+    dense = Simulation(4).run(lambda world: final(world, {"regime": "dense", "values": "fp32"}, False, False))
     for step in range(4):
         for name in SHAPES:
             difference = (sparse[0][step][name] - dense[0][step][name]).norm()
@@ -126,12 +126,12 @@ def test_a_non_finite_gradient_on_one_rank_skips_all_and_touches_no_residual(bad
     def body(world: World):
         exchange = GradientExchange(exchange_config(density=0.05), SHAPES, world, 4)
         exchange.aggregate(gradients(world.rank, 0))
-        before = exchange.residuals()
+        before = exchange.state()
         broken = gradients(world.rank, 1)
         if world.rank == 1:
             broken[where].view(-1)[3] = bad
         skipped = exchange.aggregate(broken)
-        after = exchange.residuals()
+        after = exchange.state()
         assert all(torch.equal(before[name], after[name]) for name in before)
         again = exchange.aggregate(gradients(world.rank, 1))
         return skipped, {name: mean.clone() for name, mean in again.items()}
@@ -156,10 +156,20 @@ def test_bytes_follow_the_formulas():
     cases = {
         "dense": 4 * (1200 + 800) * ring,
         "packed": 4 * sum(active) * ring,
-        "sparse": sum(24 + 6 * round(0.05 * a) for a in active) * peers,
+        "sparse": sum(32 + 6 * round(0.05 * a) for a in active) * peers,
     }
     for regime, expected in cases.items():
-        found = Simulation(size).run(lambda world, regime=regime: sent(world, {"regime": regime, "density": 0.05}))
+        found = Simulation(size).run(
+            lambda world, regime=regime: sent(
+                world,
+                {
+                    "regime": regime,
+                    "density": 0.05,
+                    "indices": "int32",
+                    "values": "bf16" if regime == "sparse" else "fp32",
+                },
+            )
+        )
         assert found == [pytest.approx(expected + 4 * small * peers)] * size
 
 
@@ -171,12 +181,12 @@ def test_residuals_travel_by_name_and_survive_a_round_trip():
             one.aggregate(gradients(world.rank, step))
         two = GradientExchange(exchange_config(density=0.05), SHAPES, world, 8)
         two.set_masks(masks(0), 0)
-        two.load_residuals(one.residuals())
+        two.load_state(one.state())
         two.step = one.step
         a, b = (x.aggregate(gradients(world.rank, 3)) for x in (one, two))
         assert all(torch.equal(a[name], b[name]) for name in SHAPES)
         with pytest.raises(ValueError, match=r"residual of a\.weight"):
-            two.load_residuals({"a.weight": torch.zeros(7)})
+            two.load_state({"residual/a.weight": torch.zeros(7)})
 
     Simulation(2).run(body)
 
@@ -222,4 +232,4 @@ def test_the_largest_numbers_stay_finite_in_bf16():
     huge = {name: torch.full(shape, 3.4e38) for name, shape in SHAPES.items()}
     mean = exchange.aggregate(huge)
     assert mean is not None and all(torch.isfinite(part).all() for part in mean.values())
-    assert all(torch.isfinite(part).all() for part in exchange.residuals().values())
+    assert all(torch.isfinite(part).all() for part in exchange.state().values())

@@ -34,7 +34,7 @@ def trained(world: World, options: dict | None) -> dict:
         ddp(torch.randn(8, 20, generator=generator)).square().mean().backward()
         optimizer.step()
     weights = {name: p.detach().clone() for name, p in net.named_parameters()}
-    residuals = state.residuals() if state else {}
+    residuals = state.state() if state else {}
     return {"weights": weights, "residuals": residuals, "buckets": len(state.exchanges) if state else 0, "sent": sent}
 
 
@@ -53,7 +53,7 @@ def test_sparse_hook_keeps_replicas_equal_and_residuals_by_name():
     ranks = gloo_ranks(2, functools.partial(trained, options={"density": 0.05}))
     for name, weight in ranks[0]["weights"].items():
         assert torch.equal(ranks[1]["weights"][name], weight), name
-    assert set(ranks[0]["residuals"]) == {"0.weight", "2.weight", "4.weight"}
+    assert set(ranks[0]["residuals"]) == {"residual/0.weight", "residual/2.weight", "residual/4.weight"}
     assert all(float(residual.norm()) > 0 for residual in ranks[0]["residuals"].values())
 
 
@@ -63,11 +63,11 @@ def test_a_new_bucket_inherits_the_residuals_of_its_parameters():
     state = HookState(config, net, World(), steps=4)
     gradients = {name: torch.randn_like(p) for name, p in net.named_parameters()}
     state.exchange_of(tuple(gradients), gradients).aggregate(gradients)
-    before = state.residuals()
+    before = state.state()
     first = {name: gradients[name] for name in list(gradients)[:2]}
     rest = {name: gradients[name] for name in list(gradients)[2:]}
     state.exchange_of(tuple(first), first)
     state.exchange_of(tuple(rest), rest)
-    after = state.residuals()
+    after = state.state()
     assert len(state.exchanges) == 2 and set(after) == set(before)
     assert all(torch.equal(after[name], before[name]) for name in before)

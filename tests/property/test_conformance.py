@@ -7,12 +7,16 @@ import itertools
 
 import pytest
 import torch
+from mpi_ranks import mpi_ranks
+from ranks import gloo_ranks
 from torch import nn
 
 from sparsetrain import registry
 from sparsetrain.collective.simulated import Simulation
 from sparsetrain.collective.world import World
+from sparsetrain.config.check import check_exchange
 from sparsetrain.config.component import adapter
+from sparsetrain.config.errors import JobError
 from sparsetrain.config.job import Exchange, Job, Masks
 from sparsetrain.config.load import to_tree
 from sparsetrain.gradient.exchange import GradientExchange
@@ -74,51 +78,131 @@ def test_an_optimizer_takes_every_parameter_once(name):
     assert all(group["weight_decay"] == 0 for group in groups if any(p.ndim < 2 for p in group["params"]))
 
 
-EXCHANGES = list(
-    itertools.product(
-        registry.names("sparsifier"),
-        registry.names("error_feedback"),
-        registry.names("collective"),
-        ("fp32", "bf16"),
-        (1, 2, 4),
-    )
-)
+KINDS = ("sparsifier", "error_feedback", "collective", "index_code", "value_code")
+FIELDS = ("sparsifier", "error_feedback", "collective", "indices", "values")
 
 
-@pytest.mark.parametrize(("sparsifier", "feedback", "collective", "values", "size"), EXCHANGES)
-def test_an_exchange_keeps_mass_and_gives_all_ranks_the_same_bits(sparsifier, feedback, collective, values, size):
-    options = {"sparsifier": sparsifier, "error_feedback": feedback, "collective": collective, "values": values}
-    config = adapter(Exchange).validate_python({"density": 0.07, "dense_below": 50, **options})
+def exchange_config(combination: tuple[str, ...], **options) -> Exchange:
+    given = dict(zip(FIELDS, combination, strict=True)) | options
+    return adapter(Exchange).validate_python({"density": 0.07, "dense_below": 50, **given})
+
+
+def makes_sense(combination: tuple[str, ...]) -> bool:
+    try:
+        check_exchange(exchange_config(combination))
+    except JobError:
+        return False
+    return True
+
+
+PRODUCT = list(itertools.product(*(registry.names(kind) for kind in KINDS)))
+ALLOWED = [combination for combination in PRODUCT if makes_sense(combination)]
+# One test per pair of selection and collective runs all codecs: thousands of tests of milliseconds cost seconds each.
+GROUPS = sorted({combination[:3] for combination in ALLOWED})
+
+
+def run_exchange(world: World, config: Exchange, active: dict, steps: int) -> list[tuple[dict, dict, dict]]:
+    """Return per step what went in, the mean, and the state that the rank kept."""
+    exchange = GradientExchange(config, SHAPES, world, steps)
+    exchange.set_masks(active, 1)
+    generator = torch.Generator().manual_seed(world.rank)
+    history = []
+    for _ in range(steps):
+        gradients = {name: torch.randn(shape, generator=generator) for name, shape in SHAPES.items()}
+        means = exchange.aggregate(gradients)
+        assert means is not None
+        history.append((gradients, {name: mean.clone() for name, mean in means.items()}, exchange.state()))
+    exchange.close()
+    return history
+
+
+def draw_masks() -> dict[str, torch.Tensor]:
     draw = torch.Generator().manual_seed(5)
-    active = {name: torch.rand(SHAPES[name], generator=draw) < 0.4 for name in ("a", "b")}
+    return {name: torch.rand(SHAPES[name], generator=draw) < 0.4 for name in ("a", "b")}
 
-    def body(world: World) -> list[tuple[dict, dict, dict]]:
-        exchange = GradientExchange(config, SHAPES, world, 3)
-        exchange.set_masks(active, 1)
-        generator = torch.Generator().manual_seed(world.rank)
-        steps = []
-        for _ in range(3):
-            gradients = {name: torch.randn(shape, generator=generator) for name, shape in SHAPES.items()}
-            means = exchange.aggregate(gradients)
-            kept = {name: residual.clone() for name, residual in exchange.residuals().items()}
-            steps.append((gradients, {name: mean.clone() for name, mean in means.items()}, kept))
-        return steps
 
-    ranks = Simulation(size).run(body)
-    for name, mask in {**active, "bias": torch.ones(30, dtype=torch.bool)}.items():
-        given, sent = torch.zeros(SHAPES[name], dtype=torch.float64), torch.zeros(SHAPES[name], dtype=torch.float64)
-        for step in range(3):
+def check_invariants(ranks: list, feedback: str, active: dict) -> None:
+    """All ranks hold the same bits, nothing lives outside the masks, and each feedback keeps its own invariant."""
+    size = len(ranks)
+    for name, mask in active.items():
+        given = torch.zeros(int(mask.sum()), dtype=torch.float64)
+        sent, momenta = given.clone(), [given.clone() for _ in ranks]
+        for step in range(len(ranks[0])):
             mean = ranks[0][step][1][name]
             assert all(torch.equal(mean, rank[step][1][name]) for rank in ranks)
             assert torch.all(mean[~mask] == 0)
-            given += sum(torch.where(mask, rank[step][0][name], 0.0).double() for rank in ranks)
-            sent += size * mean.double()
-            kept = sum(rank[step][2][name].double() for rank in ranks) if name in active else torch.zeros(0)
-            if feedback == "none":
-                assert not kept.any()
-            elif name in active:
-                assert torch.allclose(kept + sent[mask], given[mask], atol=1e-5)
-    assert torch.allclose(sent, given, atol=1e-4)  # the bias travels dense and keeps nothing back
+            states = [rank[step][2] for rank in ranks]
+            inputs = [rank[step][0][name][mask].double() for rank in ranks]
+            if feedback == "dgc":  # what is sent is velocity: u = m u + g, cleared where it arrived
+                momenta = [0.9 * old + g for old, g in zip(momenta, inputs, strict=True)]
+                given += sum(momenta)
+                momenta = [state[f"momentum/{name}"].double() for state in states]
+            else:
+                given += sum(inputs)
+            sent += size * mean[mask].double()
+            if feedback in ("ef14", "dgc"):
+                kept = sum(state[f"residual/{name}"].double() for state in states)
+                assert torch.allclose(kept + sent, given, atol=2e-5)
+            elif feedback == "none":
+                assert not any(key.startswith("residual") for key in states[0])
+            else:
+                local = sum(state[f"local/{name}"].double() for state in states) / size
+                assert torch.allclose(local, states[0][f"estimate/{name}"].double(), atol=1e-5)
+                assert torch.equal(states[0][f"estimate/{name}"], mean[mask])
+
+
+@pytest.mark.parametrize("group", GROUPS, ids="-".join)
+def test_an_exchange_keeps_its_invariant_and_gives_all_ranks_the_same_bits(group):
+    active = draw_masks()
+    for combination in ALLOWED:
+        if combination[:3] != group:
+            continue
+        config = exchange_config(combination, overlap=False)
+        for size in (1, 3):
+            ranks = Simulation(size).run(lambda world, config=config: run_exchange(world, config, active, 2))
+            check_invariants(ranks, config.error_feedback.name, active)
+
+
+def test_combinations_that_make_no_sense_are_refused_with_the_reason():
+    refused = [combination for combination in PRODUCT if combination not in set(ALLOWED)]
+    assert refused
+    for combination in refused:
+        with pytest.raises(JobError, match=r"^exchange\.\w+: .*(allowed: |say )"):
+            GradientExchange(exchange_config(combination), SHAPES, World(), 1)
+
+
+def pairwise() -> list[tuple[str, ...]]:
+    """Return combinations that hold every allowed pair of names at least once (greedy)."""
+
+    def pairs(combination):
+        return {(i, j, combination[i], combination[j]) for i in range(5) for j in range(i)}
+
+    missing, chosen = set().union(*map(pairs, ALLOWED)), []
+    while missing:
+        best = max(ALLOWED, key=lambda combination: len(pairs(combination) & missing))
+        chosen.append(best)
+        missing -= pairs(best)
+    return chosen
+
+
+def run_all(world: World) -> list:
+    active = draw_masks()
+    return [
+        run_exchange(world, exchange_config(each, overlap=n % 2 == 0), active, 2) for n, each in enumerate(pairwise())
+    ]
+
+
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize("ranks_of", [gloo_ranks, mpi_ranks], ids=["gloo", "mpi"])
+def test_real_ranks_give_the_bits_of_the_simulated_world(ranks_of):
+    real = ranks_of(2, run_all)
+    simulated = Simulation(2).run(run_all)
+    for n, combination in enumerate(pairwise()):
+        check_invariants([rank[n] for rank in real], combination[1], draw_masks())
+        for rank in range(2):
+            for (_, mean, kept), (_, expected, state) in zip(real[rank][n], simulated[rank][n], strict=True):
+                assert all(torch.equal(mean[name], expected[name]) for name in expected), combination
+                assert all(torch.equal(kept[key], state[key]) for key in state), combination
 
 
 @pytest.mark.parametrize("distribution", registry.names("distribution"))

@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 from torch import Tensor
 
-from sparsetrain.kernels.topk import compensate_select
+from sparsetrain.collective.entries import Entries
+from sparsetrain.config.component import NoOptions
+from sparsetrain.gradient.sparsifiers.base import Ask, Sparsifier
+from sparsetrain.kernels.select import select
 
 
-class TopK:
+class TopK(Sparsifier):
     """Exact top-k of |residual + gradient|; ties go to the lower index."""
 
-    @dataclasses.dataclass(frozen=True, kw_only=True)
-    class Config:
-        """No options."""
+    Config = NoOptions
 
-    def __init__(self, config: Config) -> None:
-        self.config = config
-
-    def select(self, residual: Tensor | None, buffer: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        """Return (indices int32 ascending, values fp32) of exactly k coordinates of residual + buffer.
-
-        `buffer` becomes residual + buffer with the selected places zeroed; `residual` is only read.
-        """
-        return compensate_select(residual, buffer, k)
+    def select(self, old: Tensor | None, buffer: Tensor, ask: Ask) -> Entries:
+        """See Sparsifier: exactly k entries."""
+        chosen = select(old, buffer, ask.k, scale=ask.scale)
+        return Entries(chosen.indices, chosen.values, asked=ask.k, finite=chosen.finite)

@@ -1,0 +1,56 @@
+"""What error feedback does around a selection: compensate before it, keep what was not sent after it."""
+
+from __future__ import annotations
+
+import abc
+from typing import Any
+
+from torch import Tensor
+
+from sparsetrain.collective.entries import Entries, Outcome
+from sparsetrain.gradient.channel import Channel
+from sparsetrain.gradient.sparsifiers.base import Ask, Sparsifier
+
+
+class Feedback(abc.ABC):
+    """State is kept per coordinate in `fields` of the channel, in U-coordinates.
+
+    `select` and `keep` leave the channel's present state alone; `commit`, called when all buckets have arrived
+    everywhere, changes it. A step that is skipped in between has not happened.
+    """
+
+    fields: tuple[str, ...] = ()
+    clip = 0.0  # norm of one rank's whole gradient times sqrt(P), before anything is accumulated; 0: none
+
+    def __init__(self, config: Any) -> None:
+        self.config: Any = config
+
+    @abc.abstractmethod
+    def select(self, channel: Channel, sparsifier: Sparsifier, ask: Ask) -> Entries:
+        """Return what to send of the channel's buffer, which holds the gradient; the buffer becomes the rest."""
+
+    @abc.abstractmethod
+    def keep(self, channel: Channel, entries: Entries, outcome: Outcome) -> None:
+        """Take back what did not arrive, and stage the next state."""
+
+    def commit(self, channel: Channel) -> None:
+        """Make the staged state the present one, and `channel.mean` what the optimizer shall see."""
+        channel.commit()
+
+    def dense(self, mean: Tensor, state: dict[str, Tensor]) -> Tensor:
+        """Return what the optimizer shall see of tensors that travel dense; `state` is theirs, alike on all ranks."""
+        return mean
+
+
+def put_back(buffer: Tensor, outcome: Outcome) -> None:
+    """Add what did not arrive to `buffer`."""
+    for part in outcome.leftover:
+        add(buffer, part)
+
+
+def add(buffer: Tensor, entries: Entries, sign: float = 1.0) -> None:
+    """Add `sign` times the entries to `buffer`."""
+    if entries.indices is None:
+        buffer.add_(entries.values, alpha=sign)
+    else:
+        buffer.index_add_(0, entries.indices, entries.values, alpha=sign)

@@ -1,0 +1,24 @@
+"""Send the whole bucket: what the dense and packed regimes do."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from sparsetrain.collective.entries import Entries
+from sparsetrain.config.component import NoOptions
+from sparsetrain.gradient.sparsifiers.base import Ask, Sparsifier, compensate
+
+
+class Everything(Sparsifier):
+    """All entries, in order, so that no index travels; only the rounding of values can be kept back."""
+
+    Config = NoOptions
+
+    shared = True
+
+    def select(self, old: Tensor | None, buffer: Tensor, ask: Ask) -> Entries:
+        """See Sparsifier: all entries; whether they are finite shows in their sum."""
+        compensate(old, buffer, ask.scale)
+        values = buffer.clone()
+        buffer.zero_()
+        return Entries(None, values, shared=True, asked=buffer.numel())
