@@ -122,6 +122,85 @@ def doctor(as_json: bool) -> None:
     click.echo(json.dumps(facts, indent=2) if as_json else "\n".join(lines))
 
 
+@cli.group(cls=Verbs)
+def bench() -> None:
+    """Measure on this machine: kernels, codes, and the exchange over links of a given rate."""
+
+
+@bench.command("select")
+@click.option("--size", "sizes", type=float, multiple=True, default=(1e7,), show_default=True, help="Elements.")
+@click.option("--density", "densities", type=float, multiple=True, default=(0.001, 0.01, 0.1), show_default=True)
+@click.option("--threads", type=int, default=1, show_default=True, help="Cores that a kernel may take.")
+@click.option("--rounds", type=int, default=5, show_default=True, help="Turns of each candidate.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document on standard output.")
+def bench_select(
+    sizes: tuple[float, ...], densities: tuple[float, ...], threads: int, rounds: int, as_json: bool
+) -> None:
+    """Time selection with error feedback against one memory pass and against torch.topk."""
+    from sparsetrain.bench.select import COLUMNS, measure
+    from sparsetrain.bench.table import render
+
+    try:
+        rows = measure([int(size) for size in sizes], densities, threads, rounds)
+    except (ValueError, OverflowError) as error:
+        raise JobError(f"bench select: {error}") from error
+    click.echo(json.dumps(rows, indent=2) if as_json else render(rows, COLUMNS))
+
+
+@bench.command("codec")
+@click.option("--density", "densities", type=float, multiple=True, default=(0.001, 0.01, 0.1), show_default=True)
+@click.option("--rounds", type=int, default=5, show_default=True, help="Turns of each code.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document on standard output.")
+def bench_codec(densities: tuple[float, ...], rounds: int, as_json: bool) -> None:
+    """Measure every code on a real gradient: bits per entry, value error, throughput."""
+    from sparsetrain.bench.codec import COLUMNS, measure
+    from sparsetrain.bench.table import render
+
+    try:
+        rows = measure(densities, rounds)
+    except ValueError as error:
+        raise JobError(f"bench codec: {error}") from error
+    click.echo(json.dumps(rows, indent=2) if as_json else render(rows, COLUMNS))
+
+
+@bench.command("exchange")
+@click.option("--hosts", type=click.IntRange(0), default=4, show_default=True, help="Ranks; 0: 4 ranks on loopback.")
+@click.option("--rate", metavar="RATE", help="Of each link: 100mbit (default), 1gbit, none, and the like.")
+@click.option("--size", type=float, default=25e6, show_default=True, help="Elements of the gradient.")
+@click.option("--density", type=float, default=0.01, show_default=True, help="Share of the entries that is sent.")
+@click.option("--rounds", type=int, default=5, show_default=True, help="Turns of each candidate.")
+@click.option("--loopback", is_flag=True, help="Plain processes instead of network namespaces; needs no root.")
+@click.option("--limit", type=float, default=1800.0, show_default=True, help="Seconds after which a rank is ended.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document on standard output.")
+def bench_exchange(
+    hosts: int, rate: str | None, size: float, density: float, rounds: int, loopback: bool, limit: float, as_json: bool
+) -> None:
+    """Time the mean of a gradient over several hosts: dense, naive, PowerSGD, and ours."""
+    from sparsetrain.bench.exchange import Plan, RankFailed, measure, show
+    from sparsetrain.bench.hosts import HostsUnavailable
+
+    loopback = loopback or hosts == 0
+    try:
+        plan = Plan(
+            hosts=hosts or 4,
+            rate=rate or ("none" if loopback else "100mbit"),
+            size=int(size),
+            density=density,
+            rounds=rounds,
+            loopback=loopback,
+            limit_s=limit,
+        )
+        result = measure(plan)
+    except HostsUnavailable as error:
+        raise JobError(f"bench exchange: {error}; --loopback needs none") from error
+    except (ValueError, OverflowError) as error:
+        raise JobError(f"bench exchange: {error}") from error
+    except RankFailed as error:
+        click.echo(str(error), err=True)
+        sys.exit(1)
+    click.echo(json.dumps(result, indent=2) if as_json else show(result))
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Run the command and exit; a user's mistake is one line on standard error and code 2."""
     # Like `python -m`: `module:Class` in a job may name a module in the current folder.

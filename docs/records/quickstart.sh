@@ -11,7 +11,7 @@ run() {
         "$(grep -o 'sent [0-9.]* [kM]*B' "$folder/$name.log" | tail -n 1) a step"
 }
 mkdir -p "$folder"
-dense="exchange.regime=dense exchange.every=1"
+dense="exchange.regime=dense exchange.every=1 exchange.values=fp32"
 for rate in 1e-3 3e-3 1e-2; do
     run "dense-adamw-$rate" $dense masks=null "optimizer.learning_rate=$rate"
 done

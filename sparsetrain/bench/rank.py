@@ -1,0 +1,141 @@
+"""One rank of `bench exchange`: `python -m sparsetrain.bench.rank SPEC.json` prints its figures as JSON.
+
+The candidates take turns, and a barrier before and after each keeps one's bytes and time out of the next one's.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import faulthandler
+import json
+import pathlib
+import statistics
+import sys
+import time
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from sparsetrain.bench.candidates import SPARSE, Candidate, Dense, Naive, Ours, PowerSGD
+from sparsetrain.bench.synthetic import Gradient
+from sparsetrain.collective.torch_dist import TorchTransport
+
+WARMUP = 1  # rounds that are not kept: first touches of memory, first exact threshold of ok_topk
+PINGS = 21
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Spec:
+    """What one rank has to know; `limit_s` ends it whatever it does, `interface` is counted unless it is None."""
+
+    rank: int
+    ranks: int
+    address: str
+    port: int
+    size: int
+    density: float
+    rounds: int
+    limit_s: float
+    interface: str | None = None
+
+
+def build(gradient: Gradient, density: float) -> dict[str, Candidate]:
+    """Return all candidates by name, in the order in which they take turns. Collective."""
+    found: dict[str, Candidate] = {
+        "dense fp32": Dense(gradient, TorchTransport(), torch.float32),
+        "dense bf16": Dense(gradient, TorchTransport(), torch.bfloat16),
+        "naive topk": Naive(gradient, TorchTransport(), density),
+        "powersgd rank 4": PowerSGD(gradient, TorchTransport(), rank=4),
+    }
+    return found | {
+        name: Ours(gradient, TorchTransport(), {"density": density, **settings}) for name, settings in SPARSE.items()
+    }
+
+
+def measure(spec: Spec) -> dict[str, Any]:
+    """Return this rank's figures: n, seconds of one hop, and per candidate seconds, meter and interface bytes sent
+    in each round (None without an interface), predicted volume and messages. Collective."""
+    gradient = Gradient(spec.size, spec.rank)
+    candidates = build(gradient, spec.density)
+    try:
+        hop = latency(spec.ranks)
+        figures: dict[str, dict[str, Any]] = {
+            name: {"seconds": [], "payload": [], "interface": [], **dataclasses.asdict(candidate.volume())}
+            for name, candidate in candidates.items()
+        }
+        for turn in range(WARMUP + spec.rounds):
+            gradient.draw(turn)
+            for name, candidate in candidates.items():
+                seen = once(candidate, spec.interface)
+                if turn >= WARMUP:
+                    for key, value in seen.items():
+                        figures[name][key].append(value)
+        return {"n": gradient.size, "latency_s": hop, "candidates": figures}
+    finally:
+        for candidate in candidates.values():
+            candidate.close()
+
+
+def once(candidate: Candidate, interface: str | None) -> dict[str, float | None]:
+    """Return seconds, meter and interface bytes sent of one call. Collective."""
+    candidate.prepare()
+    dist.barrier()
+    wire, booked = sent_bytes(interface), candidate.transport.meter.total
+    start = time.perf_counter()
+    candidate.exchange()
+    seconds = time.perf_counter() - start
+    dist.barrier()  # what a rank sends counts when its peers have it
+    now = sent_bytes(interface)
+    return {
+        "seconds": seconds,
+        "payload": candidate.transport.meter.total - booked,
+        "interface": None if wire is None or now is None else now - wire,
+    }
+
+
+def latency(ranks: int) -> float:
+    """Return the median seconds of one hop: a 4-byte all-reduce takes 2 (P-1) of them. Collective."""
+    word, spent = torch.zeros(1), []
+    for _ in range(PINGS):
+        dist.barrier()
+        start = time.perf_counter()
+        dist.all_reduce(word)
+        spent.append(time.perf_counter() - start)
+    return statistics.median(spent) / (2 * (ranks - 1))
+
+
+def sent_bytes(interface: str | None) -> int | None:
+    """Return the bytes that an interface of this process's network has sent; None for None."""
+    if interface is None:
+        return None
+    for line in pathlib.Path("/proc/net/dev").read_text().splitlines():
+        name, found, numbers = line.partition(":")
+        if found and name.strip() == interface:
+            return int(numbers.split()[8])
+    raise ValueError(f"no interface {interface!r} here")
+
+
+def main(path: str) -> None:
+    """Join the ranks, measure, print."""
+    spec = Spec(**json.loads(pathlib.Path(path).read_text()))
+    faulthandler.dump_traceback_later(spec.limit_s, exit=True)
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo",
+        init_method=f"tcp://{spec.address}:{spec.port}",
+        rank=spec.rank,
+        world_size=spec.ranks,
+        timeout=datetime.timedelta(seconds=spec.limit_s),
+    )
+    try:
+        figures = measure(spec)
+        dist.barrier()
+    finally:
+        dist.destroy_process_group()
+    print(json.dumps(figures))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -1,0 +1,266 @@
+"""Hosts made of network namespaces: they reach each other at the rate that was asked for, and leave nothing behind."""
+
+import contextlib
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from sparsetrain.bench import links, namespaces
+from sparsetrain.bench.hosts import Counters, Hosts, HostsUnavailable
+
+pytestmark = [pytest.mark.netns, pytest.mark.timeout(90)]
+SIZE = 4_000_000
+LISTEN = """
+import socket, sys
+with socket.create_server((sys.argv[1], 5000)) as server:
+    print("ready", flush=True)
+    connection, _ = server.accept()
+    with connection:
+        count = 0
+        while data := connection.recv(1 << 18):
+            count += len(data)
+        connection.sendall(str(count).encode())
+"""
+SEND = """
+import socket, sys, time
+with socket.create_connection((sys.argv[1], 5000), timeout=30) as connection:
+    start = time.monotonic()
+    connection.sendall(bytes(int(sys.argv[2])))
+    connection.shutdown(socket.SHUT_WR)
+    print(connection.recv(100).decode(), time.monotonic() - start)
+"""
+REDUCE = """
+import datetime, sys
+import torch
+import torch.distributed as dist
+rank, address = int(sys.argv[1]), sys.argv[2]
+dist.init_process_group(
+    "gloo", init_method=f"tcp://{address}:5001", rank=rank, world_size=2, timeout=datetime.timedelta(seconds=30)
+)
+value = torch.full((50_000,), rank + 1.0)
+dist.all_reduce(value)
+print(value.unique().tolist(), flush=True)
+dist.barrier()
+dist.destroy_process_group()
+"""
+STUBBORN = """
+import signal, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+print("ready", flush=True)
+time.sleep(60)
+"""
+HOLD = """
+import sys, time
+from sparsetrain.bench.hosts import Hosts
+with Hosts(count=2) as hosts:
+    inner = hosts.start(1, [sys.executable, "-c", "import time; time.sleep(60)"])
+    print(inner.pid, flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def possible():
+    if reason := Hosts.missing():
+        pytest.skip(reason)
+
+
+def mine(pid: int) -> list[str]:
+    return [name for name in namespaces.names() if name.startswith(f"st{pid}x")]
+
+
+def cards() -> set[str]:
+    return set(os.listdir("/sys/class/net"))
+
+
+def alive(pid: int) -> bool:
+    try:
+        return pathlib.Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
+def send(hosts: Hosts, size: int) -> tuple[int, float]:
+    """Return the bytes that host 1 received from host 0, and the seconds from first byte to answer."""
+    listen = [sys.executable, "-c", LISTEN, hosts.address(1)]
+    with hosts.start(1, listen, stdout=subprocess.PIPE) as server:
+        assert server.stdout.readline() == "ready\n"
+        sender = [sys.executable, "-c", SEND, hosts.address(1), str(size)]
+        with hosts.start(0, sender, stdout=subprocess.PIPE) as client:
+            count, seconds = client.communicate(timeout=60)[0].split()
+    return int(count), float(seconds)
+
+
+@contextlib.contextmanager
+def holder():
+    """Yield a process that holds two hosts, and the id of one that sleeps inside; both are gone afterwards."""
+    process = subprocess.Popen([sys.executable, "-c", HOLD], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    with process:
+        try:
+            yield process, int(process.stdout.readline())
+        finally:
+            process.kill()
+            process.wait()
+            namespaces.sweep()
+
+
+def test_transfer_obeys_the_rate_and_is_counted():
+    outside = cards()
+    with Hosts(count=2, rate="100mbit") as hosts:
+        before = [hosts.counters(host) for host in range(2)]
+        count, seconds = send(hosts, SIZE)
+        sender, receiver = (hosts.counters(host) - before[host] for host in range(2))
+        assert cards() == outside
+    assert count == SIZE
+    assert SIZE * 8 / 100e6 <= seconds <= 2 * SIZE * 8 / 100e6
+    assert SIZE <= sender.sent_bytes <= 1.1 * SIZE
+    assert SIZE <= receiver.received_bytes <= 1.1 * SIZE
+    assert sender.received_bytes < 0.1 * SIZE > receiver.sent_bytes
+    assert sender.sent_packets > 0 < receiver.received_packets
+    assert not mine(os.getpid())
+
+
+def test_two_sets_of_hosts_do_not_meet():
+    with Hosts(count=2) as one, Hosts(count=3) as other:
+        assert one.address(0) == other.address(0) == "10.88.0.1"
+        quiet = other.counters(1)
+        assert send(one, 100_000)[0] == 100_000
+        assert (other.counters(1) - quiet).received_bytes < 1000
+        assert send(other, 100_000)[0] == 100_000
+
+
+def test_gloo_reduces_across_hosts():
+    with Hosts(count=2) as hosts:
+        env = {**os.environ, "GLOO_SOCKET_IFNAME": hosts.interface}
+        script = [sys.executable, "-c", REDUCE]
+        with contextlib.ExitStack() as stack:
+            ranks = [
+                stack.enter_context(
+                    hosts.start(rank, [*script, str(rank), hosts.address(0)], env, stdout=subprocess.PIPE)
+                )
+                for rank in range(2)
+            ]
+            assert [rank.communicate(timeout=60)[0] for rank in ranks] == ["[3.0]\n", "[3.0]\n"]
+        assert hosts.counters(1).sent_bytes >= 50_000 * 4  # each of two ranks sends half, then the half it summed
+
+
+def test_delay_is_paid_in_both_directions():
+    try:
+        with Hosts(count=2, rate="1gbit", delay="20ms") as hosts:
+            assert send(hosts, 1)[1] >= 0.04
+    except HostsUnavailable as error:
+        assert not mine(os.getpid())
+        if "netem" not in str(error):
+            raise
+        pytest.skip(str(error))
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_nothing_is_left_after_an_exception(error):
+    hosts = Hosts(count=2)
+    with pytest.raises(error), hosts:
+        process = hosts.start(0, [sys.executable, "-c", STUBBORN], stdout=subprocess.PIPE)
+        assert process.stdout.readline() == "ready\n"
+        assert len(mine(os.getpid())) == 3
+        raise error
+    process.stdout.close()
+    assert process.returncode == -signal.SIGKILL
+    assert not mine(os.getpid())
+    hosts.close()
+    with pytest.raises(RuntimeError, match="inside `with`"):
+        hosts.address(0)
+
+
+def test_nothing_is_left_of_grandchildren():
+    script = "import subprocess, sys; p = subprocess.Popen(['sleep', '60']); print(p.pid, flush=True)"
+    with Hosts(count=1) as hosts, hosts.start(0, [sys.executable, "-c", script], stdout=subprocess.PIPE) as process:
+        grandchild = int(process.stdout.readline())
+        process.wait(timeout=30)
+        assert alive(grandchild)
+        hosts.close()
+    assert not alive(grandchild)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_a_signal_leaves_nothing(number):
+    with holder() as (process, inner):
+        assert len(mine(process.pid)) == 3 and alive(inner)
+        process.send_signal(number)
+        assert process.wait(timeout=20) != 0
+        assert not mine(process.pid) and not alive(inner)
+
+
+def test_what_a_killed_owner_left_is_swept():
+    with holder() as (process, inner):
+        with Hosts(count=1):
+            assert len(mine(process.pid)) == 3 and alive(inner)  # a living owner's hosts stay
+        process.kill()
+        process.wait(timeout=20)
+        left = mine(process.pid)
+        assert len(left) == 3 and alive(inner)
+        assert namespaces.sweep() == left
+        assert not mine(process.pid) and not alive(inner)
+
+
+def test_a_signal_while_hosts_are_made_comes_afterwards(monkeypatch):
+    steps = []
+    bring_up, wait_until_up = links.bring_up, links.wait_until_up
+
+    def interrupted(*given):
+        signal.raise_signal(signal.SIGINT)
+        bring_up(*given)
+
+    def last(*given):
+        wait_until_up(*given)
+        steps.append(given)
+
+    monkeypatch.setattr(links, "bring_up", interrupted)
+    monkeypatch.setattr(links, "wait_until_up", last)
+    with pytest.raises(KeyboardInterrupt), Hosts(count=1):
+        raise AssertionError("entered in spite of Ctrl-C")
+    assert len(steps) == 2  # one cable has two ends: all was made, and then removed
+    assert not mine(os.getpid())
+
+
+def test_a_signal_while_hosts_are_removed_comes_afterwards(monkeypatch):
+    left: list[list[str]] = []  # what is there when the caller's own handler is asked
+    former = signal.signal(signal.SIGTERM, lambda number, frame: left.append(mine(os.getpid())))
+    remove = namespaces.remove
+
+    def interrupted(*given):
+        signal.raise_signal(signal.SIGTERM)
+        remove(*given)
+
+    try:
+        with Hosts(count=1):
+            monkeypatch.setattr(namespaces, "remove", interrupted)
+    finally:
+        signal.signal(signal.SIGTERM, former)
+    assert left == [[]]
+
+
+def test_the_handlers_of_the_caller_come_back():
+    former = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)]
+    with Hosts(count=1):
+        assert signal.getsignal(signal.SIGTERM) != former[0]
+    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)] == former
+
+
+def test_a_refusal_leaves_nothing(monkeypatch):
+    monkeypatch.setattr("sparsetrain.bench.hosts.Hosts.interface", "a-name-that-is-too-long")
+    assert "a-name-that-is-too-long" in Hosts.missing()
+    assert not mine(os.getpid())
+
+
+def test_an_open_host_knows_its_bounds():
+    with Hosts(count=1) as hosts:
+        for wrong in (-1, 1):
+            with pytest.raises(IndexError, match="of 1"):
+                hosts.address(wrong)
+        with pytest.raises(RuntimeError, match="already"):
+            hosts.__enter__()
+        assert isinstance(hosts.counters(0), Counters)
