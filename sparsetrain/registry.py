@@ -85,7 +85,7 @@ METHODS: dict[str, tuple[str, ...]] = {
     "sparsifier": ("select",),
     "error_feedback": ("select", "keep", "commit"),
     "collective": ("exchange", "volume"),
-    "index_code": ("bytes", "encode", "decode"),
+    "index_code": ("bytes", "write", "reader"),
     "value_code": ("bytes", "encode", "decode"),
     "mask_method": ("initial", "sparsity", "update"),
     "distribution": ("counts",),

@@ -17,9 +17,8 @@ from sparsetrain.kernels import index_code
 
 
 class IndexCode(abc.ABC):
-    """`encode` ascending unique int32 places in 0..size-1 to bytes (uint8, CPU), and back."""
+    """What a job can name: a code, or a choice among codes."""
 
-    number: int  # on the wire
     fixed = True
 
     def __init__(self, config: Any) -> None:
@@ -28,6 +27,28 @@ class IndexCode(abc.ABC):
     @abc.abstractmethod
     def bytes(self, count: int, size: int) -> int:
         """Return the bytes of `count` places of `size`: exact for fixed codes, expected for random places otherwise."""
+
+    @abc.abstractmethod
+    def write(self, indices: Tensor, size: int) -> tuple[int, Tensor]:
+        """Return the number of the code that was used and the bytes (uint8, CPU) of ascending unique int32 places."""
+
+    @abc.abstractmethod
+    def reader(self, number: int) -> Code:
+        """Return the code of a message. Raises ValueError when the job does not allow that number."""
+
+
+class Code(IndexCode):
+    """One way to write places; `number` names it on the wire."""
+
+    number: int
+
+    def write(self, indices: Tensor, size: int) -> tuple[int, Tensor]:
+        return self.number, self.encode(indices, size)
+
+    def reader(self, number: int) -> Code:
+        if number != self.number:
+            raise ValueError(f"index code {number} is not the job's ({self.number})")
+        return self
 
     def needs(self, indices: Tensor, size: int) -> int:
         """Return the bytes that these places take, without encoding them."""
@@ -42,7 +63,7 @@ class IndexCode(abc.ABC):
         """Return the places (int32). Raises ValueError when `data` is not what `encode` gives for count and size."""
 
 
-class Int32(IndexCode):
+class Int32(Code):
     """Four bytes a place: no work, for links faster than the encoder."""
 
     Config = NoOptions
@@ -64,7 +85,7 @@ class Int32(IndexCode):
         return indices
 
 
-class Block16(IndexCode):
+class Block16(Code):
     """Two bytes a place inside blocks of 65536: nearly no work, half of int32."""
 
     Config = NoOptions
@@ -81,7 +102,7 @@ class Block16(IndexCode):
         return index_code.decode_block16(data, count, size)
 
 
-class EliasFano(IndexCode):
+class EliasFano(Code):
     """Low bits plainly, high bits in unary (Elias 1974, Fano 1971): near the entropy of random places, fixed size."""
 
     Config = NoOptions
@@ -98,7 +119,7 @@ class EliasFano(IndexCode):
         return index_code.decode_elias_fano(data, count, size)
 
 
-class Deltas(IndexCode):
+class Deltas(Code):
     """Gaps, bit-packed in blocks of 128 by the widest of the block: below the entropy where places cluster."""
 
     Config = NoOptions
@@ -121,7 +142,7 @@ class Deltas(IndexCode):
         return index_code.decode_deltas(data, count, size)
 
 
-class Bitmap(IndexCode):
+class Bitmap(Code):
     """One bit per coordinate of the update set, whatever the number of places: best above about 25 %."""
 
     Config = NoOptions
@@ -143,32 +164,20 @@ class Auto(IndexCode):
 
     Config = NoOptions
 
-    number = 0
     fixed = False
 
     def __init__(self, config: Any) -> None:
         super().__init__(config)
-        self.codes = [cls(config) for cls in (Int32, Block16, EliasFano, Deltas, Bitmap)]
+        self.codes: list[Code] = [cls(config) for cls in (Int32, Block16, EliasFano, Deltas, Bitmap)]
 
     def bytes(self, count: int, size: int) -> int:
         return min(code.bytes(count, size) for code in self.codes)
 
-    def best(self, indices: Tensor, size: int) -> IndexCode:
-        """Return the shortest code for these places."""
-        return min(self.codes, key=lambda code: code.needs(indices, size))
+    def write(self, indices: Tensor, size: int) -> tuple[int, Tensor]:
+        return min(self.codes, key=lambda code: code.needs(indices, size)).write(indices, size)
 
-    def encode(self, indices: Tensor, size: int) -> Tensor:
-        raise NotImplementedError("ask best() for the code")
-
-    def decode(self, data: Tensor, count: int, size: int) -> Tensor:
-        raise NotImplementedError("ask readers() for the code")
-
-
-def writer(code: IndexCode, indices: Tensor, size: int) -> IndexCode:
-    """Return the code that writes these places: `code` itself, or its best choice."""
-    return code.best(indices, size) if isinstance(code, Auto) else code
-
-
-def readers(code: IndexCode) -> dict[int, IndexCode]:
-    """Return by number the codes that a message may be written in when the job says `code`."""
-    return {each.number: each for each in (code.codes if isinstance(code, Auto) else [code])}
+    def reader(self, number: int) -> Code:
+        for code in self.codes:
+            if code.number == number:
+                return code
+        raise ValueError(f"there is no index code {number}")

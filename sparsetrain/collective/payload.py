@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from sparsetrain.collective.entries import Entries
-from sparsetrain.collective.index_codes import IndexCode, readers, writer
+from sparsetrain.collective.index_codes import IndexCode
 from sparsetrain.collective.value_codes import ValueCode
 from sparsetrain.kernels.checksum import checksum
 
@@ -61,10 +61,8 @@ class Codec:
         parts = [self.values.encode(entries.values.cpu())]
         number = SHARED
         if not entries.shared and entries.indices is not None:
-            indices = entries.indices.cpu()
-            code = writer(self.indices, indices, frame.size)
-            parts.insert(0, code.encode(indices, frame.size))
-            number = code.number
+            number, places = self.indices.write(entries.indices.cpu(), frame.size)
+            parts.insert(0, places)
         length = sum(part.numel() for part in parts)
         message = torch.empty(HEADER.size + length, dtype=torch.uint8)
         torch.cat(parts, out=message[HEADER.size :])
@@ -107,9 +105,7 @@ class Codec:
                 if like is None or not like.shared or split:
                     raise ValueError("a message without places where places are expected")
                 return Entries(like.indices, values, shared=True, finite=finite)
-            code = readers(self.indices).get(head.indices)
-            if code is None:
-                raise ValueError(f"index code {head.indices} is not in the job")
+            code = self.indices.reader(head.indices)
             return Entries(code.decode(body[:split], head.count, frame.size), values, finite=finite)
         except ValueError as error:
             raise CorruptPayload(f"{where}: {error}") from error

@@ -10,7 +10,7 @@ from sparsetrain.collective.payload import HEADER, Codec, Frame
 from sparsetrain.collective.simulated import Simulation
 from sparsetrain.collective.world import World
 
-SIZE, K = 40_000, 800
+SIZE, K = 200_000, 4000
 
 
 def build(kind: str, name: str, **options):

@@ -7,7 +7,7 @@ import itertools
 
 import pytest
 import torch
-from mpi_ranks import mpi_ranks
+from mpi_ranks import missing, mpi_ranks
 from ranks import gloo_ranks
 from torch import nn
 
@@ -193,7 +193,11 @@ def run_all(world: World) -> list:
 
 
 @pytest.mark.timeout(240)
-@pytest.mark.parametrize("ranks_of", [gloo_ranks, mpi_ranks], ids=["gloo", "mpi"])
+@pytest.mark.parametrize(
+    "ranks_of",
+    [gloo_ranks, pytest.param(mpi_ranks, marks=pytest.mark.skipif(bool(missing()), reason=missing()))],
+    ids=["gloo", "mpi"],
+)
 def test_real_ranks_give_the_bits_of_the_simulated_world(ranks_of):
     real = ranks_of(2, run_all)
     simulated = Simulation(2).run(run_all)
