@@ -1,6 +1,6 @@
 """Selection in plain numpy (processors) and plain torch (other devices).
 
-Chunks of 64 K elements stay in a core's second cache, and no array of the buffer's length is ever allocated: fresh
+Chunks stay in a core's cache, and where a sample is taken no array of the buffer's length is ever allocated: fresh
 pages cost more than the arithmetic.
 """
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sparsetrain.kernels.sampling import Plan
 
-CHUNK = 1 << 16
+CHUNK = 1 << 17
 MAGNITUDE = np.uint32(0x7FFFFFFF)  # all bits but the sign: integers that are ordered as the magnitudes are
 INFINITY = np.uint32(0x7F800000)  # not-a-number lies above
 Range = tuple[int, int]
@@ -34,19 +34,20 @@ def _select(
     low, middle = _thresholds(before, acc, scale, plan)
     if limits is not None and plan is not None:
         low = middle
-    found = _add_and_compare(before, acc, scale, low)
-    magnitude = acc[found].view(np.uint32) & MAGNITUDE
+    found, values = _add_and_compare(before, acc, scale, low)
+    magnitude = values.view(np.uint32) & MAGNITUDE
     if magnitude.size and magnitude.max() >= INFINITY:
         return None
     if limits is None or plan is None or not limits[0] <= found.size <= limits[1]:
         if found.size < k:
             # The sample was unlucky. The sum is complete now, so ranking everything is simple and still exact.
-            found = np.arange(acc.size)
+            found, values = np.arange(acc.size), acc
             magnitude = acc.view(np.uint32) & MAGNITUDE
-        found = found[_largest(magnitude, k)]
-    values = acc[found]
-    acc[found] = 0.0
-    return torch.from_numpy(found.astype(np.int32)), torch.from_numpy(values)
+        keep = _largest(magnitude, k)
+        found, values = found[keep], values[keep]
+    indices = found.astype(np.int32)
+    acc[indices] = 0.0
+    return torch.from_numpy(indices), torch.from_numpy(values)
 
 
 def _thresholds(old: np.ndarray | None, acc: np.ndarray, scale: float, plan: Plan | None) -> np.ndarray:
@@ -62,13 +63,14 @@ def _thresholds(old: np.ndarray | None, acc: np.ndarray, scale: float, plan: Pla
     return np.minimum(np.partition(sample.view(np.uint32) & MAGNITUDE, ranks)[ranks], INFINITY)
 
 
-def _add_and_compare(old: np.ndarray | None, acc: np.ndarray, scale: float, threshold: np.uint32) -> np.ndarray:
-    """Add scale * old to acc chunk by chunk; return the ascending positions whose magnitude reaches the threshold."""
-    magnitude = np.empty(CHUNK, dtype=np.uint32)
+def _add_and_compare(
+    old: np.ndarray | None, acc: np.ndarray, scale: float, threshold: np.uint32
+) -> tuple[np.ndarray, np.ndarray]:
+    """Add scale * old to acc chunk by chunk; return the ascending positions that reach the threshold, and values."""
+    magnitude = np.empty(CHUNK, dtype=np.float32)
     product = np.empty(CHUNK if scale != 1.0 else 0, dtype=np.float32)
-    hit = np.zeros(CHUNK, dtype=bool)
-    words = hit.view(np.uint64)
-    found = []
+    hit = np.empty(CHUNK, dtype=bool)
+    found, values = [], []
     for start in range(0, acc.size, CHUNK):
         part = acc[start : start + CHUNK]
         size = part.size
@@ -79,17 +81,16 @@ def _add_and_compare(old: np.ndarray | None, acc: np.ndarray, scale: float, thre
             np.add(part, term, out=part)
         if threshold == 0:
             continue
-        hit[size:] = False
-        np.bitwise_and(part.view(np.uint32), MAGNITUDE, out=magnitude[:size])
-        np.greater_equal(magnitude[:size], threshold, out=hit[:size])
-        # Eight flags at a time: at 1 % density most words are empty.
-        busy = np.flatnonzero(words)
-        if busy.size:
-            word, bit = np.nonzero(hit.reshape(-1, 8)[busy])
-            found.append(busy[word] * 8 + bit + start)
+        np.abs(part, out=magnitude[:size])
+        # As integers, because not-a-number reaches no threshold as a number.
+        np.greater_equal(magnitude[:size].view(np.uint32), threshold, out=hit[:size])
+        local = np.flatnonzero(hit[:size])
+        values.append(part[local])  # while they are in cache
+        local += start
+        found.append(local)
     if threshold == 0:
-        return np.arange(acc.size)
-    return np.concatenate(found) if found else np.empty(0, dtype=np.int64)
+        return np.arange(acc.size), acc.copy()
+    return np.concatenate(found), np.concatenate(values)
 
 
 def _largest(magnitude: np.ndarray, k: int) -> np.ndarray:
