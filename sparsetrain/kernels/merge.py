@@ -27,6 +27,10 @@ def merge(sources: Sequence[tuple[Tensor, Tensor]], out: Tensor, scale: float) -
         raise ValueError(f"out must be fp32, 1-D and contiguous, not {out.dtype} {tuple(out.shape)}")
     checked = [_check(indices, values, out) for indices, values in sources]
     with torch.no_grad():
+        if out.device.type == "cuda" and versions.triton():
+            from sparsetrain.kernels.triton.merge import merge_cuda  # an optional package
+
+            return merge_cuda(checked, out, scale)
         if out.device.type != "cpu":
             return merge_device(checked, out, scale)
         native = versions.native()

@@ -60,7 +60,7 @@ def select(
             chosen = version(old, buffer, k, scale, limits, sampling.plan(size, k))
     if chosen is None:
         indices = torch.arange(k, dtype=torch.int32, device=buffer.device)
-        return Selection(indices, torch.zeros(k, device=buffer.device), False)
+        return Selection(indices, torch.zeros(k, dtype=torch.float32, device=buffer.device), False)
     indices, values = chosen
     return Selection(indices, values, True)
 
@@ -68,7 +68,12 @@ def select(
 def _on_device(
     old: Tensor | None, buffer: Tensor, k: int, scale: float, limits: Range | None
 ) -> tuple[Tensor, Tensor] | None:
-    return select_device(old, buffer, k, scale, limits, sampling.plan(buffer.numel(), k))
+    plan = sampling.plan(buffer.numel(), k)
+    if buffer.device.type == "cuda" and versions.triton():
+        from sparsetrain.kernels.triton.select import select_cuda  # an optional package
+
+        return select_cuda(old, buffer, k, scale, limits, plan)
+    return select_device(old, buffer, k, scale, limits, plan)
 
 
 def _limits(k: int, least: int | None, most: int | None) -> Range | None:

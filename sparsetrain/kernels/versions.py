@@ -1,4 +1,4 @@
-"""Which version of the processor kernels serves this process: compiled code, or the plain reference.
+"""Which version of the kernels serves this process: compiled code, or the plain reference.
 
 `SPARSETRAIN_KERNELS` decides: `auto` (the default) takes compiled code where a compiler is found and the build
 succeeds, else says why in one logged line and takes the reference; `native` insists and raises; `reference` never
@@ -8,6 +8,7 @@ compiles. All versions give the same bits, so ranks may differ. The choice is ma
 from __future__ import annotations
 
 import functools
+import importlib.util
 import logging
 import os
 import threading
@@ -36,10 +37,21 @@ def describe() -> str:
 
 
 @functools.cache
-def _choice() -> tuple[Library | None, str]:
+def triton() -> bool:
+    """Say whether CUDA tensors are served by Triton; otherwise plain torch serves them, as `reference` asks for."""
+    return _wanted() != "reference" and importlib.util.find_spec("triton") is not None
+
+
+def _wanted() -> str:
     wanted = os.environ.get(VARIABLE) or "auto"
     if wanted not in CHOICES:
         raise ValueError(f"{VARIABLE}={wanted}: must be one of {', '.join(CHOICES)}")
+    return wanted
+
+
+@functools.cache
+def _choice() -> tuple[Library | None, str]:
+    wanted = _wanted()
     if wanted == "reference":
         return None, f"reference ({VARIABLE}=reference)"
     try:

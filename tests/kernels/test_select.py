@@ -205,3 +205,19 @@ def test_the_version_for_other_devices_gives_the_same(kind, limits):
 def test_wrong_arguments_are_refused(old, buffer, k, limits, message):
     with pytest.raises(ValueError, match=message):
         select(old, buffer, k, **limits)
+
+
+@pytest.mark.parametrize("size", [2000, 200_000])
+def test_the_default_type_and_device_of_the_program_do_not_matter(libraries, size):
+    gradient = make("normal", size, 1)
+    wanted = select(None, gradient.clone(), size // 5)
+    for library in (None, *libraries.values()):
+        buffer, broken = gradient.clone(), torch.full((size,), float("nan"))
+        torch.set_default_dtype(torch.float64)
+        try:
+            with serving(library), torch.device("meta"):
+                chosen, refused = select(None, buffer, size // 5), select(None, broken, 3)
+        finally:
+            torch.set_default_dtype(torch.float32)
+        assert same(chosen, wanted)
+        assert refused.values.dtype == torch.float32 and refused.values.device.type == "cpu"

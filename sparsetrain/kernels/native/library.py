@@ -99,12 +99,12 @@ class Library(IndexCodes, ValueCodes):
         return bool(self.calls.st_check_ascending(indices.data_ptr(), indices.numel(), size))
 
     def encode_elias_fano(self, indices: Tensor, low: int, total: int) -> Tensor:
-        data = torch.empty(total, dtype=torch.uint8)
+        data = _empty(total, torch.uint8)
         self.calls.st_encode_elias_fano(indices.data_ptr(), indices.numel(), low, total, data.data_ptr())
         return data
 
     def decode_elias_fano(self, data: Tensor, count: int, size: int, low: int) -> Tensor:
-        places = torch.empty(count, dtype=torch.int32)
+        places = _empty(count, torch.int32)
         _accept(self.calls.st_decode_elias_fano(data.data_ptr(), data.numel(), count, size, low, places.data_ptr()))
         return places
 
@@ -112,54 +112,59 @@ class Library(IndexCodes, ValueCodes):
         return self.calls.st_deltas_bytes(indices.data_ptr(), indices.numel())
 
     def encode_deltas(self, indices: Tensor, total: int) -> Tensor:
-        data = torch.empty(total, dtype=torch.uint8)
+        data = _empty(total, torch.uint8)
         self.calls.st_encode_deltas(indices.data_ptr(), indices.numel(), data.data_ptr())
         return data
 
     def decode_deltas(self, data: Tensor, count: int, size: int) -> Tensor:
-        places = torch.empty(count, dtype=torch.int32)
+        places = _empty(count, torch.int32)
         _accept(self.calls.st_decode_deltas(data.data_ptr(), data.numel(), count, size, places.data_ptr()))
         return places
 
     def encode_block16(self, indices: Tensor, size: int, total: int) -> Tensor:
-        data = torch.empty(total, dtype=torch.uint8)
+        data = _empty(total, torch.uint8)
         self.calls.st_encode_block16(indices.data_ptr(), indices.numel(), size, data.data_ptr())
         return data
 
     def decode_block16(self, data: Tensor, count: int, size: int) -> Tensor:
-        places = torch.empty(count, dtype=torch.int32)
+        places = _empty(count, torch.int32)
         _accept(self.calls.st_decode_block16(data.data_ptr(), count, size, places.data_ptr()))
         return places
 
     def encode_bitmap(self, indices: Tensor, total: int) -> Tensor:
-        data = torch.empty(total, dtype=torch.uint8)
+        data = _empty(total, torch.uint8)
         self.calls.st_encode_bitmap(indices.data_ptr(), indices.numel(), total, data.data_ptr())
         return data
 
     def decode_bitmap(self, data: Tensor, count: int, size: int) -> Tensor:
-        places = torch.empty(count, dtype=torch.int32)
+        places = _empty(count, torch.int32)
         _accept(self.calls.st_decode_bitmap(data.data_ptr(), data.numel(), count, size, places.data_ptr()))
         return places
 
     def encode_int8(self, values: Tensor, total: int) -> Tensor:
-        data = torch.empty(total, dtype=torch.uint8)
+        data = _empty(total, torch.uint8)
         self.calls.st_encode_int8(values.data_ptr(), values.numel(), data.data_ptr())
         return data
 
     def decode_int8(self, data: Tensor, count: int) -> Tensor:
-        values = torch.empty(count)
+        values = _empty(count, torch.float32)
         _accept(self.calls.st_decode_int8(data.data_ptr(), count, values.data_ptr()))
         return values
 
     def encode_int4(self, values: Tensor, total: int) -> Tensor:
-        data = torch.empty(total, dtype=torch.uint8)
+        data = _empty(total, torch.uint8)
         self.calls.st_encode_int4(values.data_ptr(), values.numel(), data.data_ptr())
         return data
 
     def decode_int4(self, data: Tensor, count: int) -> Tensor:
-        values = torch.empty(count)
+        values = _empty(count, torch.float32)
         _accept(self.calls.st_decode_int4(data.data_ptr(), count, values.data_ptr()))
         return values
+
+
+def _empty(count: int, dtype: torch.dtype) -> Tensor:
+    # Whatever default device and type the caller's program has set: an address on the CPU is handed on.
+    return torch.empty(count, dtype=dtype, device="cpu")
 
 
 def _accept(verdict: int) -> None:

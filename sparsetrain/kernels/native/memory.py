@@ -23,7 +23,9 @@ class Blocks:
         """Return uninitialised int32 [count] and fp32 [count] that share a block."""
         each = (4 * count + ALIGNED - 1) // ALIGNED * ALIGNED
         if each < SMALL:
-            return torch.empty(count, dtype=torch.int32), torch.empty(count)
+            kinds = (torch.int32, torch.float32)
+            indices, values = (torch.empty(count, dtype=kind, device="cpu") for kind in kinds)
+            return indices, values
         block = self._take(2 * each)
         # The tensors keep this view alive, and it alone: its end is the end of all of them.
         lease = block[: 2 * each]
