@@ -9,9 +9,11 @@ import dataclasses
 import datetime
 import faulthandler
 import json
+import os
 import pathlib
 import statistics
 import sys
+import threading
 import time
 from typing import Any
 
@@ -117,10 +119,25 @@ def sent_bytes(interface: str | None) -> int | None:
     raise ValueError(f"no interface {interface!r} here")
 
 
+def end_after(seconds: float) -> None:
+    """End this process with code 1 after `seconds`, with the stacks of all threads on stderr."""
+
+    def end() -> None:
+        faulthandler.dump_traceback()
+        os._exit(1)
+
+    # The stacks are read under the interpreter's lock: faulthandler's own timer reads them without and crashes at times,
+    # so it comes second, for a rank that never lets the lock go.
+    timer = threading.Timer(seconds, end)
+    timer.daemon = True
+    timer.start()
+    faulthandler.dump_traceback_later(seconds + 5.0, exit=True)
+
+
 def main(path: str) -> None:
     """Join the ranks, measure, print."""
     spec = Spec(**json.loads(pathlib.Path(path).read_text()))
-    faulthandler.dump_traceback_later(spec.limit_s, exit=True)
+    end_after(spec.limit_s)
     torch.set_num_threads(1)
     dist.init_process_group(
         "gloo",
