@@ -126,8 +126,8 @@ def end_after(seconds: float) -> None:
         faulthandler.dump_traceback()
         os._exit(1)
 
-    # The stacks are read under the interpreter's lock: faulthandler's own timer reads them without and crashes at times,
-    # so it comes second, for a rank that never lets the lock go.
+    # The stacks are read under the interpreter's lock: faulthandler's own timer reads them without and crashes at
+    # times, so it comes second, for a rank that never lets the lock go.
     timer = threading.Timer(seconds, end)
     timer.daemon = True
     timer.start()
