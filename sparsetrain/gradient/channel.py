@@ -39,9 +39,21 @@ class Channel:
         self._free: list[Tensor] = []
         self._work: dict[str, Tensor] = {}
 
-    def take(self, gradients: Mapping[str, Tensor], factor: float = 1.0) -> None:
-        """Fill the buffer with the active coordinates of the gradients, times `factor`."""
+    def parts(self, gradients: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+        """Return the gradients as they lie when end to end they are the whole update set, else nothing."""
+        if self.active is not None:
+            return ()
+        parts = tuple(gradients[name].detach() for name in self.bucket.names)
+        ready = all(p.dtype == torch.float32 and p.device == self.device and p.is_contiguous() for p in parts)
+        return parts if ready else ()
+
+    def reserve(self) -> None:
+        """Make a buffer of any content."""
         self.buffer = self._empty()
+
+    def take(self, gradients: Mapping[str, Tensor], factor: float = 1.0) -> None:
+        """Fill a buffer with the active coordinates of the gradients, times `factor`."""
+        self.reserve()
         if self.active is None:
             self.bucket.flatten(gradients, self.buffer)
         else:

@@ -29,6 +29,8 @@ from sparsetrain.gradient.pipeline import Inline, Pipeline
 from sparsetrain.gradient.sparsifiers.base import Ask
 from sparsetrain.gradient.sparsifiers.everything import Everything
 
+WAYS = 2  # buckets that may be under way at once
+
 
 @dataclasses.dataclass
 class ExchangeStats:
@@ -79,10 +81,11 @@ class GradientExchange:
         self.channels = [Channel(i, b, self.device, fields, config.residual) for i, b in enumerate(buckets)]
         self.small_flat = torch.zeros(self.small.size, dtype=torch.float32, device=self.device)
         self.small_state: dict[str, Tensor] = {}
-        # Threads of their own need a way to the others of their own, or two threads' messages would mix.
         self.overlap = config.overlap and world.size > 1 and self.device.type == "cpu" and len(buckets) > 0
-        self.world = dataclasses.replace(world, transport=world.transport.twin()) if self.overlap else world
-        self.pipeline = Pipeline() if self.overlap else Inline()
+        # Threads of their own need a way to the others of their own, or two threads' messages would mix.
+        count = min(WAYS, len(buckets)) if self.overlap else 0
+        self.ways = [dataclasses.replace(world, transport=world.transport.twin()) for _ in range(count)] or [world]
+        self.pipeline = Pipeline(count) if self.overlap else Inline()
         self._round: _Round | None = None
 
     @torch.no_grad()
@@ -127,7 +130,7 @@ class GradientExchange:
         while round_.next >= 0:
             self._launch(round_)
         self.small.flatten(gradients, self.small_flat).mul_(round_.factor)
-        small = self.pipeline.submit(lambda: None, lambda _: self._exchange_small())
+        small = self.pipeline.submit(lambda: None, lambda _: self._exchange_small(), 0)
         outcomes = [future.result() for future in round_.futures]
         total = small.result()
         if not (bool(torch.isfinite(total).all()) and all(outcome.finite for outcome in outcomes)):
@@ -152,9 +155,12 @@ class GradientExchange:
         """Send the next bucket on its way: the last of the model first, as backward finishes them."""
         channel = self.channels[round_.next]
         round_.next -= 1
+        way = channel.index % len(self.ways)
         round_.futures.append(
             self.pipeline.submit(
-                lambda: self._select(channel, round_), lambda chosen: self._communicate(channel, chosen, round_.stats)
+                lambda: self._select(channel, round_),
+                lambda chosen: self._communicate(channel, chosen, self.ways[way]),
+                way,
             )
         )
 
@@ -162,35 +168,41 @@ class GradientExchange:
     def _select(self, channel: Channel, round_: _Round) -> Entries | None:
         if channel.size == 0:
             return None
-        channel.take(round_.gradients, round_.factor)
-        ask = Ask(entries(round_.stats.density, channel.size), 1.0, self.step, channel.index)
-        return self.feedback.select(channel, self.sparsifier, ask)
+        gathers = self.sparsifier.gathers and self.feedback.gathers and round_.factor == 1.0
+        parts = channel.parts(round_.gradients) if gathers else ()
+        if parts:
+            channel.reserve()
+        else:
+            channel.take(round_.gradients, round_.factor)
+        ask = Ask(entries(round_.stats.density, channel.size), 1.0, self.step, channel.index, parts)
+        chosen = self.feedback.select(channel, self.sparsifier, ask)
+        round_.stats.active += channel.size
+        round_.stats.sent += len(chosen)
+        round_.stats.sent_square += float(chosen.values.square().sum())
+        return chosen
 
     @torch.no_grad()
-    def _communicate(self, channel: Channel, chosen: Entries | None, stats: ExchangeStats) -> Outcome:
+    def _communicate(self, channel: Channel, chosen: Entries | None, world: World) -> Outcome:
         """Leave the mean of one bucket in the channel, and what did not arrive staged as its next state."""
         if chosen is None:
             return Outcome()
-        stats.active += channel.size
-        stats.sent += len(chosen)
-        stats.sent_square += float(chosen.values.square().sum())
         frame = Frame(channel.size, self.epoch, channel.index)
         if self.config.regime == "dense" and channel.active is not None:
-            outcome = self._exchange_dense(channel, chosen)
+            outcome = self._exchange_dense(channel, chosen, world)
         else:
-            outcome = self.collective.exchange(chosen, frame, self.codec, self.world, channel.mean)
+            outcome = self.collective.exchange(chosen, frame, self.codec, world, channel.mean)
         if outcome.finite:
             self.feedback.keep(channel, chosen, outcome)
         return outcome
 
-    def _exchange_dense(self, channel: Channel, chosen: Entries) -> Outcome:
+    def _exchange_dense(self, channel: Channel, chosen: Entries, world: World) -> Outcome:
         """The dense regime sends the whole bucket, the zeros of masked weights too."""
         assert channel.active is not None
         whole = torch.zeros(channel.bucket.size, dtype=torch.float32, device=self.device)
         whole[channel.active] = chosen.values
         frame = Frame(channel.bucket.size, self.epoch, channel.index)
         everything = dataclasses.replace(chosen, values=whole)
-        outcome = self.collective.exchange(everything, frame, self.codec, self.world, channel.flat)
+        outcome = self.collective.exchange(everything, frame, self.codec, world, channel.flat)
         if outcome.finite:
             torch.index_select(channel.flat, 0, channel.active, out=channel.mean)
         left = tuple(Entries(None, part.values[channel.active]) for part in outcome.leftover)
@@ -199,15 +211,15 @@ class GradientExchange:
     def _exchange_small(self) -> Tensor:
         if self.small.size == 0:
             return self.small_flat
-        total = self.world.transport.rank_ordered_sum(self.small_flat, "gradient")
-        return total.mul_(1.0 / self.world.size)
+        world = self.ways[0]
+        return world.transport.rank_ordered_sum(self.small_flat, "gradient").mul_(1.0 / world.size)
 
     def _clip_factor(self, gradients: Mapping[str, Tensor]) -> float:
         """Return what the local gradient is multiplied by (DGC, section 3.3: each rank clips at clip / sqrt(P))."""
         if not self.feedback.clip:
             return 1.0
         norm = float(torch.nn.utils.get_total_norm(list(gradients.values())))
-        limit = self.feedback.clip / self.world.size**0.5
+        limit = self.feedback.clip / self.ways[0].size ** 0.5
         return limit / norm if limit < norm < float("inf") else 1.0
 
     def _density(self) -> float:
@@ -247,7 +259,7 @@ class GradientExchange:
             if tensor.shape != self.small_flat.shape:
                 raise ValueError(f"small/{field}: {tensor.numel()} values for {self.small.size} coordinates")
         learned = {key.removeprefix("collective/"): t for key, t in state.items() if key.startswith("collective/")}
-        self.collective.load_state(learned, self.world.size)
+        self.collective.load_state(learned, self.ways[0].size)
 
     def residual_norm(self) -> float:
         """Return the 2-norm of this rank's residual; nan where the error feedback keeps none."""
@@ -263,7 +275,8 @@ class GradientExchange:
         """End the threads and free their way to the others. The exchange must not be used afterwards."""
         self.pipeline.close()
         if self.overlap:
-            self.world.transport.close()
+            for way in self.ways:
+                way.transport.close()
 
 
 @dataclasses.dataclass

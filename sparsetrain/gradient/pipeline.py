@@ -1,7 +1,8 @@
-"""Two threads through which buckets leave: one selects, one communicates, both first in, first out.
+"""The threads through which buckets leave: one selects, the others communicate, all first in, first out.
 
-Every collective of the exchange is issued by the second thread, in the order of submission, which is the same on all
-ranks; never from a callback.
+Every collective of the exchange is issued by one of the latter, each of which has its own way to the other ranks, in
+the order of submission, which is the same on all ranks; never from a callback. With two ways one bucket is on the wire
+while another is encoded or merged.
 """
 
 from __future__ import annotations
@@ -16,26 +17,27 @@ Work = Callable[[], Any]
 
 
 class Pipeline:
-    """`submit(first, second)` runs first() on one thread and then second(its result) on the other."""
+    """`submit(first, second, way)` runs first() on one thread and then second(its result) on thread number `way`."""
 
-    def __init__(self) -> None:
-        self.stages = [_Stage("sparsetrain-select"), _Stage("sparsetrain-wire")]
+    def __init__(self, ways: int) -> None:
+        self.selecting = _Stage("sparsetrain-select")
+        self.ways = [_Stage(f"sparsetrain-wire-{way}") for way in range(ways)]
 
-    def submit(self, first: Callable[[], Any], second: Callable[[Any], Any]) -> Future[Any]:
+    def submit(self, first: Callable[[], Any], second: Callable[[Any], Any], way: int) -> Future[Any]:
         """Return the future of second(first()); an exception of either is raised by its `result`."""
-        selected = self.stages[0].submit(first)
-        return self.stages[1].submit(lambda: second(selected.result()))
+        selected = self.selecting.submit(first)
+        return self.ways[way].submit(lambda: second(selected.result()))
 
     def close(self) -> None:
-        """End both threads after what has been submitted."""
-        for stage in self.stages:
+        """End all threads after what has been submitted."""
+        for stage in (self.selecting, *self.ways):
             stage.close()
 
 
 class Inline:
     """The same without threads: everything has happened when `submit` returns."""
 
-    def submit(self, first: Callable[[], Any], second: Callable[[Any], Any]) -> Future[Any]:
+    def submit(self, first: Callable[[], Any], second: Callable[[Any], Any], way: int) -> Future[Any]:
         """Return the finished future of second(first())."""
         return _run(lambda: second(first()), Future())
 

@@ -8,6 +8,7 @@ candidates that reach it are ranked. The result is exact whatever the sample was
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -36,6 +37,7 @@ def select(
     scale: float = 1.0,
     least: int | None = None,
     most: int | None = None,
+    parts: Sequence[Tensor] = (),
 ) -> Selection:
     """Return the k elements of buffer + scale * old that are largest in magnitude; ties go to the lower index.
 
@@ -43,21 +45,25 @@ def select(
     new residual. `old` (the same shape, or None for zeros) is only read. Scale 1 is a plain add, any other a multiply
     and an add, each rounded. Zeros are legal entries. k in 1..n.
 
+    `parts`: tensors (fp32, contiguous, on the buffer's device) that stand for the buffer's content, end to end; what
+    the buffer holds is then overwritten, and nothing needs to be copied together first.
+
     With `least` <= k <= `most`, the count that an unbiased sampled threshold for k gives is accepted when it lies
     between them; otherwise exactly k are taken. Then nothing is ranked, and the pass is quicker still.
 
     Where the sum is not finite anywhere, `finite` is False and the buffer may hold anything. Raises ValueError for
     wrong k, limits, dtypes, shapes or devices. Local: no rank waits for another.
     """
-    size = _check(old, buffer, k)
+    size = _check(old, buffer, k, parts)
     limits = _limits(k, least, most)
     with torch.no_grad():
-        if buffer.device.type != "cpu":
-            chosen = _on_device(old, buffer, k, scale, limits)
+        native = versions.native() if buffer.device.type == "cpu" else None
+        plan = sampling.plan(size, k)
+        if native is not None:
+            chosen = native.select(old, buffer, k, scale, limits, plan, parts)
         else:
-            native = versions.native()
-            version = select_cpu if native is None else native.select
-            chosen = version(old, buffer, k, scale, limits, sampling.plan(size, k))
+            _gather(parts, buffer)
+            chosen = _slower(old, buffer, k, scale, limits, plan)
     if chosen is None:
         indices = torch.arange(k, dtype=torch.int32, device=buffer.device)
         return Selection(indices, torch.zeros(k, dtype=torch.float32, device=buffer.device), False)
@@ -65,10 +71,18 @@ def select(
     return Selection(indices, values, True)
 
 
-def _on_device(
-    old: Tensor | None, buffer: Tensor, k: int, scale: float, limits: Range | None
+def _gather(parts: Sequence[Tensor], buffer: Tensor) -> None:
+    start = 0
+    for part in parts:
+        buffer[start : start + part.numel()].copy_(part.reshape(-1))
+        start += part.numel()
+
+
+def _slower(
+    old: Tensor | None, buffer: Tensor, k: int, scale: float, limits: Range | None, plan: sampling.Plan | None
 ) -> tuple[Tensor, Tensor] | None:
-    plan = sampling.plan(buffer.numel(), k)
+    if buffer.device.type == "cpu":
+        return select_cpu(old, buffer, k, scale, limits, plan)
     if buffer.device.type == "cuda" and versions.triton():
         from sparsetrain.kernels.triton.select import select_cuda  # an optional package
 
@@ -84,7 +98,7 @@ def _limits(k: int, least: int | None, most: int | None) -> Range | None:
     return max(least, 1), most
 
 
-def _check(old: Tensor | None, buffer: Tensor, k: int) -> int:
+def _check(old: Tensor | None, buffer: Tensor, k: int, parts: Sequence[Tensor]) -> int:
     """Return the number of elements."""
     for name, tensor in (("buffer", buffer), ("old", old)):
         if tensor is None:
@@ -94,6 +108,11 @@ def _check(old: Tensor | None, buffer: Tensor, k: int) -> int:
         if tensor.shape != buffer.shape or tensor.device != buffer.device:
             raise ValueError(f"old is {tuple(tensor.shape)} on {tensor.device}, buffer {tuple(buffer.shape)}")
     size = buffer.numel()
+    for part in parts:
+        if part.dtype != torch.float32 or part.device != buffer.device or not part.is_contiguous():
+            raise ValueError(f"a part must be fp32, contiguous and on {buffer.device}, not {part.dtype} {part.device}")
+    if parts and sum(part.numel() for part in parts) != size:
+        raise ValueError(f"parts hold {sum(part.numel() for part in parts)} elements, the buffer {size}")
     if size >= 1 << 31:
         raise ValueError(f"{size} elements: int32 indices reach 2^31 - 1")
     if not 1 <= k <= size:

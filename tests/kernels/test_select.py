@@ -97,6 +97,13 @@ def test_all_versions_give_the_definition_bit_for_bit(libraries, case, limits, t
     for name, (other, buffer) in results.items():
         assert same(chosen, other), name
         assert torch.equal(bits(residual), bits(buffer)), name
+    for name, library in {"reference": None, **libraries}.items():
+        buffer = torch.full_like(gradient, float("nan"))
+        parts = gradient.clone().tensor_split(sorted({size // 7, size // 3, size - size // 5}))
+        with serving(library, threads):
+            assert same(chosen, select(old, buffer, k, scale=scale, parts=parts, **bounds)), name
+        assert torch.equal(bits(residual), bits(buffer)), name
+        assert torch.equal(bits(torch.cat(parts)), bits(gradient)), name
     acc = holds(old, gradient, scale, chosen, residual)
     count = chosen.indices.numel()
     assert count == k or (limits is not None and bounds["least"] <= count <= bounds["most"])
@@ -198,6 +205,8 @@ def test_the_version_for_other_devices_gives_the_same(kind, limits):
         (None, torch.ones(20)[::2], 1, {}, "contiguous"),
         (torch.ones(20)[::2], torch.ones(10), 1, {}, "old must be fp32, 1-D and contiguous"),
         (torch.ones(9), torch.ones(10), 1, {}, r"old is \(9,\)"),
+        (None, torch.ones(10), 1, {"parts": [torch.ones(9)]}, "parts hold 9 elements, the buffer 10"),
+        (None, torch.ones(10), 1, {"parts": [torch.ones(10).double()]}, "a part must be fp32"),
         (None, torch.ones(10), 5, {"least": 6, "most": 7}, "least and most"),
         (None, torch.ones(10), 5, {"least": 1}, "least and most"),
     ],

@@ -20,6 +20,8 @@ class Feedback(abc.ABC):
     """
 
     fields: tuple[str, ...] = ()
+    # Whether `select` hands its ask to a sparsifier that `gathers` before it looks at the buffer.
+    gathers = False
     clip = 0.0  # norm of one rank's whole gradient times sqrt(P), before anything is accumulated; 0: none
 
     def __init__(self, config: Any) -> None:

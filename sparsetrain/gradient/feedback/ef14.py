@@ -25,6 +25,7 @@ class EF14(Feedback):
         decay: Density = 1.0
 
     fields = ("residual",)
+    gathers = True
 
     def select(self, channel: Channel, sparsifier: Sparsifier, ask: Ask) -> Entries:
         """acc = decay x residual + gradient."""
@@ -41,6 +42,7 @@ class NoFeedback(Feedback):
     """Forget what is not sent: a control, since top-k without feedback can diverge (Beznosikov et al. 2020)."""
 
     Config = NoOptions
+    gathers = True
 
     def select(self, channel: Channel, sparsifier: Sparsifier, ask: Ask) -> Entries:
         """acc = gradient."""

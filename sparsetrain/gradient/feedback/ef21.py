@@ -24,6 +24,7 @@ class EF21(Feedback):
     Config = NoOptions
 
     fields: tuple[str, ...] = ("local", "estimate")
+    gathers = True
 
     def select(self, channel: Channel, sparsifier: Sparsifier, ask: Ask) -> Entries:
         """acc = g - h_i."""
@@ -57,6 +58,7 @@ class EF21SGDM(EF21):
         eta: Density = 0.1
 
     fields = ("local", "estimate", "velocity")
+    gathers = False
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)

@@ -13,18 +13,26 @@ from sparsetrain.collective.entries import Entries
 
 @dataclasses.dataclass(frozen=True)
 class Ask:
-    """`k` entries of `buffer + scale x old`, for bucket number `bucket` at exchange number `step`."""
+    """`k` entries of `buffer + scale x old`, for bucket number `bucket` at exchange number `step`.
+
+    `parts`, only for a sparsifier that `gathers`: fp32 tensors that stand for the buffer's content, end to end.
+    """
 
     k: int
     scale: float = 1.0
     step: int = 0
     bucket: int = 0
+    parts: tuple[Tensor, ...] = ()
 
 
 class Sparsifier(abc.ABC):
-    """Chooses what is sent. `shared`: all ranks choose the same places whatever the values are."""
+    """Chooses what is sent. `shared`: all ranks choose the same places whatever the values are.
+
+    `gathers`: it reads `ask.parts` where there are any, so that gradients need not be copied into the buffer first.
+    """
 
     shared = False
+    gathers = False
 
     def __init__(self, config: Any) -> None:
         self.config: Any = config

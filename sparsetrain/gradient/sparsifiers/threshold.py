@@ -30,9 +30,11 @@ class Threshold(Sparsifier):
             if not self.least <= 1.0 <= self.most:
                 raise ValueError("least must be at most 1 and most at least 1")
 
+    gathers = True
+
     def select(self, old: Tensor | None, buffer: Tensor, ask: Ask) -> Entries:
         """See Sparsifier: between least x k and most x k entries."""
         least = max(1, -int(-self.config.least * ask.k // 1))
         most = min(buffer.numel(), int(self.config.most * ask.k))
-        chosen = select(old, buffer, ask.k, scale=ask.scale, least=least, most=max(most, ask.k))
+        chosen = select(old, buffer, ask.k, scale=ask.scale, parts=ask.parts, least=least, most=max(most, ask.k))
         return Entries(chosen.indices, chosen.values, even=False, asked=ask.k, finite=chosen.finite)

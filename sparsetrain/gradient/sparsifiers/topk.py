@@ -14,8 +14,9 @@ class TopK(Sparsifier):
     """Exact top-k of |residual + gradient|; ties go to the lower index."""
 
     Config = NoOptions
+    gathers = True
 
     def select(self, old: Tensor | None, buffer: Tensor, ask: Ask) -> Entries:
         """See Sparsifier: exactly k entries."""
-        chosen = select(old, buffer, ask.k, scale=ask.scale)
+        chosen = select(old, buffer, ask.k, scale=ask.scale, parts=ask.parts)
         return Entries(chosen.indices, chosen.values, asked=ask.k, finite=chosen.finite)

@@ -10,7 +10,7 @@ constexpr int64_t AHEAD = 1024;  // elements
 
 template <Term TERM>
 inline __m512 sum_of(const Sum& sum, int64_t i, __m512 scale, __mmask16 lanes) {
-    const __m512 fresh = _mm512_maskz_loadu_ps(lanes, sum.buffer + i);
+    const __m512 fresh = _mm512_maskz_loadu_ps(lanes, sum.fresh + i);
     if (TERM == Term::none) return fresh;
     const __m512 old = _mm512_maskz_loadu_ps(lanes, sum.old + i);
     return _mm512_add_ps(fresh, TERM == Term::plain ? old : _mm512_mul_ps(scale, old));
@@ -41,7 +41,7 @@ void chunk_pass(const Sum& sum, int64_t begin, int64_t end, uint32_t low, uint32
     for (; i + 32 <= end; i += 32) {
         // The processor's own prefetcher stays too close when the loop does this much; past the end it is harmless.
         for (int64_t line = AHEAD; line < AHEAD + 32; line += 16) {
-            __builtin_prefetch(sum.buffer + i + line);
+            __builtin_prefetch(sum.fresh + i + line);
             if (TERM != Term::none) __builtin_prefetch(sum.old + i + line);
         }
         vector(i, 0xffff);
@@ -63,11 +63,11 @@ void chunk_pass(const Sum& sum, int64_t begin, int64_t end, uint32_t low, uint32
         uint32_t bits[16];
         if (lanes == 16) {
             for (int j = 0; j < 16; j++) {
-                if (TERM == Term::none) acc[j] = sum.buffer[i + j];
-                if (TERM == Term::plain) acc[j] = sum.buffer[i + j] + sum.old[i + j];
+                if (TERM == Term::none) acc[j] = sum.fresh[i + j];
+                if (TERM == Term::plain) acc[j] = sum.fresh[i + j] + sum.old[i + j];
                 if (TERM == Term::scaled) {
                     const float product = sum.scale * sum.old[i + j];
-                    acc[j] = sum.buffer[i + j] + product;
+                    acc[j] = sum.fresh[i + j] + product;
                 }
             }
         } else {
@@ -111,16 +111,31 @@ int64_t fused_pass(const Sum& sum, int64_t begin, int64_t end, uint32_t low, uin
     return pass<Term::scaled>(sum, begin, end, low, middle, segment);
 }
 
-void plain_pass(const Sum& sum, int64_t begin, int64_t end) {
-    if (sum.term == Term::none) return;
+namespace {
+
+void add(const Sum& sum, int64_t begin, int64_t end) {
+    if (sum.term == Term::none) {
+        if (sum.fresh != sum.buffer && begin < end)
+            std::memcpy(sum.buffer + begin, sum.fresh + begin, (end - begin) * sizeof(float));
+        return;
+    }
     if (sum.term == Term::plain) {
-        for (int64_t i = begin; i < end; i++) sum.buffer[i] += sum.old[i];
+        for (int64_t i = begin; i < end; i++) sum.buffer[i] = sum.fresh[i] + sum.old[i];
         return;
     }
     for (int64_t i = begin; i < end; i++) {
         const float product = sum.scale * sum.old[i];
-        sum.buffer[i] += product;
+        sum.buffer[i] = sum.fresh[i] + product;
     }
+}
+
+}  // namespace
+
+void plain_pass(const Sum& sum, const Parts& parts, int64_t begin, int64_t end) {
+    parts.each(sum, begin, end, [](const Sum& piece, int64_t from, int64_t to) {
+        add(piece, from, to);
+        return to;
+    });
 }
 
 }  // namespace st

@@ -19,17 +19,54 @@ constexpr int64_t SLACK = 64;  // whole vectors are stored past the count
 // What is added: nothing, old, or scale * old with each operation rounded.
 enum class Term { none, plain, scaled };
 
+// buffer = fresh + term. `fresh` may be the buffer itself.
 struct Sum {
     const float* old;
+    const float* fresh;
     float* buffer;
     float scale;
     Term term;
 
     float at(int64_t i) const {
-        if (term == Term::none) return buffer[i];
-        if (term == Term::plain) return buffer[i] + old[i];
+        if (term == Term::none) return fresh[i];
+        if (term == Term::plain) return fresh[i] + old[i];
         const float product = scale * old[i];
-        return buffer[i] + product;
+        return fresh[i] + product;
+    }
+};
+
+// Where the fresh values lie: tensors that stand end to end, from `begin` on each. The last entry has only the end.
+struct Part {
+    int64_t begin;
+    const float* data;
+};
+
+struct Parts {
+    std::vector<Part> list;
+
+    size_t find(int64_t place) const {
+        size_t which = 0;
+        for (size_t step = list.size(); step > 0; step /= 2)
+            while (which + step < list.size() && list[which + step].begin <= place) which += step;
+        return which;
+    }
+
+    // The sum whose `fresh` is right from the part's begin to the next one's.
+    Sum within(Sum sum, size_t which) const {
+        sum.fresh = list[which].data - list[which].begin;
+        return sum;
+    }
+
+    // Calls body(sum, from, to) for the pieces of begin..end, in order, until it returns less than `to`; returns that.
+    template <typename Body>
+    int64_t each(const Sum& sum, int64_t begin, int64_t end, Body&& body) const {
+        for (size_t which = find(begin); begin < end; which++) {
+            const int64_t to = list[which + 1].begin < end ? list[which + 1].begin : end;
+            const int64_t stop = body(within(sum, which), begin, to);
+            if (stop < to) return stop;
+            begin = to;
+        }
+        return end;
     }
 };
 
@@ -38,6 +75,6 @@ struct Sum {
 int64_t fused_pass(const Sum& sum, int64_t begin, int64_t end, uint32_t low, uint32_t middle, Segment& segment);
 
 // Makes buffer[begin..end) the sum.
-void plain_pass(const Sum& sum, int64_t begin, int64_t end);
+void plain_pass(const Sum& sum, const Parts& parts, int64_t begin, int64_t end);
 
 }  // namespace st

@@ -18,7 +18,10 @@ from sparsetrain.kernels.sampling import Plan
 
 POINTER, LONG, INT, FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32, ctypes.c_float
 ARGUMENTS = {
-    "st_select": [*[POINTER] * 2, *[LONG] * 2, FLOAT, INT, POINTER, LONG, LONG, INT, LONG, POINTER, POINTER],
+    "st_select": [
+        *(POINTER, POINTER, POINTER, INT, POINTER, LONG, LONG, FLOAT, INT),
+        *(POINTER, LONG, LONG, INT, LONG, POINTER, POINTER),
+    ],
     "st_merge": [POINTER, POINTER, POINTER, INT, POINTER, LONG, FLOAT, INT],
     "st_checksum": [POINTER, LONG],
     "st_check_ascending": [POINTER, LONG, LONG],
@@ -59,7 +62,14 @@ class Library(IndexCodes, ValueCodes):
             function.argtypes, function.restype = arguments, RESULTS.get(name, INT)
 
     def select(
-        self, old: Tensor | None, buffer: Tensor, k: int, scale: float, limits: Range | None, plan: Plan | None
+        self,
+        old: Tensor | None,
+        buffer: Tensor,
+        k: int,
+        scale: float,
+        limits: Range | None,
+        plan: Plan | None,
+        parts: Sequence[Tensor] = (),
     ) -> tuple[Tensor, Tensor] | None:
         """Return (indices, values) as `kernels.select` promises, None for a sum that is not finite."""
         size = buffer.numel()
@@ -69,8 +79,12 @@ class Library(IndexCodes, ValueCodes):
         room = max(k, most, plan.room if plan else 0)
         indices, values = self.blocks.pair(room + SLACK)
         before = None if old is None else old.data_ptr()
+        count = len(parts)
+        fresh = (POINTER * count)(*(part.data_ptr() for part in parts))
+        lengths = (LONG * count)(*(part.numel() for part in parts))
         chosen = self.calls.st_select(
-            *(before, buffer.data_ptr(), size, k, scale, scale != 1.0, (LONG * 4)(*ranks), least, most),
+            *(before, fresh, lengths, count, buffer.data_ptr(), size, k, scale, scale != 1.0),
+            *((LONG * 4)(*ranks), least, most),
             *(torch.get_num_threads(), room, indices.data_ptr(), values.data_ptr()),
         )
         if chosen == NOT_FINITE:

@@ -76,14 +76,14 @@ void take(float* acc, int64_t begin, int64_t end, uint32_t kth, int64_t ties, in
 
 size_t radix_bytes(int threads) { return static_cast<size_t>(threads) * TABLES * SIZE * sizeof(uint32_t); }
 
-bool radix_select(const Sum& sum, bool added, int64_t size, int64_t k, int threads, uint8_t* memory, int32_t* indices,
-                  float* values) {
+bool radix_select(const Sum& sum, const Parts& parts, bool added, int64_t size, int64_t k, int threads, uint8_t* memory,
+                  int32_t* indices, float* values) {
     Shared shared;
     shared.need = k;
     std::vector<int64_t> larger(threads, 0), equal(threads, 0);
     Team::run(threads, [&](Team& team, int member) {
         const int64_t begin = team.begin(size, member), end = team.begin(size, member + 1);
-        if (!added) plain_pass(sum, begin, end);
+        if (!added) plain_pass(sum, parts, begin, end);
         const auto tables_of = [&](int who) {
             return reinterpret_cast<uint32_t*>(memory) + static_cast<size_t>(who) * TABLES * SIZE;
         };

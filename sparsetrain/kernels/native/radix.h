@@ -10,7 +10,7 @@ namespace st {
 size_t radix_bytes(int threads);
 
 // Writes the k largest of the sum (already in the buffer if `added`) and zeroes them there. Returns whether all is finite.
-bool radix_select(const Sum& sum, bool added, int64_t size, int64_t k, int threads, uint8_t* memory, int32_t* indices,
-                  float* values);
+bool radix_select(const Sum& sum, const Parts& parts, bool added, int64_t size, int64_t k, int threads, uint8_t* memory,
+                  int32_t* indices, float* values);
 
 }  // namespace st

@@ -30,6 +30,7 @@ struct Tally {
 
 struct Job {
     Sum sum;
+    Parts parts;
     int64_t size, k;
     Plan plan;
     Limits limits;
@@ -57,9 +58,17 @@ void sample(const Job& job, int64_t begin, int64_t end, uint32_t* to) {
     const int64_t stride = job.size / job.plan.count;
     const int64_t drift = DRIFT % stride;
     const int shift = __builtin_ctzll(job.plan.count);
+    const std::vector<Part>& list = job.parts.list;
     int64_t inside = begin * drift % stride;
+    size_t which = job.parts.find(begin * job.size >> shift);
+    Sum sum = job.parts.within(job.sum, which);
     for (int64_t i = begin; i < end; i++) {
-        to[i] = magnitude_of(job.sum.at((i * job.size >> shift) + inside));
+        const int64_t place = (i * job.size >> shift) + inside;
+        if (place >= list[which + 1].begin) {
+            while (place >= list[which + 1].begin) which++;
+            sum = job.parts.within(job.sum, which);
+        }
+        to[i] = magnitude_of(sum.at(place));
         inside += drift;
         inside -= inside >= stride ? stride : 0;
     }
@@ -240,11 +249,13 @@ void work(const Job& job, Team& team, int member, uint32_t* found, uint32_t* roo
     const int64_t begin = team.begin(job.size, member), end = team.begin(job.size, member + 1);
     Segment& segment = board.segments[member];
     if (board.low == 0) {  // everything is a candidate: nothing is gained by a pass for some
-        plain_pass(job.sum, begin, end);
+        plain_pass(job.sum, job.parts, begin, end);
         return;
     }
-    const int64_t stop = fused_pass(job.sum, begin, end, board.low, board.middle, segment);
-    if (stop < end) plain_pass(job.sum, stop, end);
+    const int64_t stop = job.parts.each(job.sum, begin, end, [&](const Sum& sum, int64_t from, int64_t to) {
+        return fused_pass(sum, from, to, board.low, board.middle, segment);
+    });
+    plain_pass(job.sum, job.parts, stop, end);
     divide(board, segment, board.tallies[member]);
     board.tallies[member].full = stop < end;
     team.wait();
@@ -309,7 +320,7 @@ int64_t run(const Job& job, int64_t room, int threads) {
         // A threshold of zero accepts all there is.
         if (board.low == 0 && job.size <= job.limits.most) k = job.size;
     }
-    const bool finite = radix_select(job.sum, job.plan.count != 0, job.size, k, threads, memory, job.indices,
+    const bool finite = radix_select(job.sum, job.parts, job.plan.count != 0, job.size, k, threads, memory, job.indices,
                                      job.values);
     return finite ? k : -1;
 }
@@ -318,14 +329,24 @@ int64_t run(const Job& job, int64_t room, int threads) {
 }  // namespace st
 
 // Returns how many were selected; -1 for a sum that is not finite, -2 where there is no memory. `old` may be null.
+// The fresh values are `parts` tensors of `lengths` elements that fill `size` end to end, or the buffer for 0 parts.
 // `indices` and `values` have place for `room` candidates, and for a vector more than that.
-ST_API int64_t st_select(const float* old, float* buffer, int64_t size, int64_t k, float scale, int32_t scaled,
-                         const int64_t* plan, int64_t least, int64_t most, int32_t threads, int64_t room,
-                         int32_t* indices, float* values) {
+ST_API int64_t st_select(const float* old, const float* const* fresh, const int64_t* lengths, int32_t parts,
+                         float* buffer, int64_t size, int64_t k, float scale, int32_t scaled, const int64_t* plan,
+                         int64_t least, int64_t most, int32_t threads, int64_t room, int32_t* indices,
+                         float* values) {
     using namespace st;
     try {
         const Term term = old == nullptr ? Term::none : scaled ? Term::scaled : Term::plain;
-        const Job job{Sum{old, buffer, scale, term}, size, k, Plan{plan[0], plan[1], plan[2], plan[3]},
+        Parts list;
+        int64_t begin = 0;
+        for (int32_t which = 0; which < parts; which++) {
+            list.list.push_back({begin, fresh[which]});
+            begin += lengths[which];
+        }
+        if (parts == 0) list.list.push_back({0, buffer});
+        list.list.push_back({size, nullptr});
+        const Job job{Sum{old, buffer, buffer, scale, term}, list, size, k, Plan{plan[0], plan[1], plan[2], plan[3]},
                       Limits{least, most}, indices, values};
         return run(job, room, threads_for(size, threads));
     } catch (const std::bad_alloc&) {
