@@ -5,6 +5,7 @@ The candidates take turns, and a barrier before and after each keeps one's bytes
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime
 import faulthandler
@@ -15,32 +16,20 @@ import statistics
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
 from sparsetrain.bench.candidates import SPARSE, Candidate, Dense, Naive, Ours, PowerSGD
+from sparsetrain.bench.exchange import Plan
+from sparsetrain.bench.ranks import Place
 from sparsetrain.bench.synthetic import Gradient
 from sparsetrain.collective.torch_dist import TorchTransport
 
 WARMUP = 1  # rounds that are not kept: first touches of memory, first exact threshold of ok_topk
 PINGS = 21
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Spec:
-    """What one rank has to know; `limit_s` ends it whatever it does, `interface` is counted unless it is None."""
-
-    rank: int
-    ranks: int
-    address: str
-    port: int
-    size: int
-    density: float
-    rounds: int
-    limit_s: float
-    interface: str | None = None
 
 
 def build(gradient: Gradient, density: float) -> dict[str, Candidate]:
@@ -56,21 +45,21 @@ def build(gradient: Gradient, density: float) -> dict[str, Candidate]:
     }
 
 
-def measure(spec: Spec) -> dict[str, Any]:
+def measure(place: Place, plan: Plan) -> dict[str, Any]:
     """Return this rank's figures: n, seconds of one hop, and per candidate seconds, meter and interface bytes sent
     in each round (None without an interface), predicted volume and messages. Collective."""
-    gradient = Gradient(spec.size, spec.rank)
-    candidates = build(gradient, spec.density)
+    gradient = Gradient(plan.size, place.rank)
+    candidates = build(gradient, plan.density)
     try:
-        hop = latency(spec.ranks)
+        hop = latency(place.ranks)
         figures: dict[str, dict[str, Any]] = {
             name: {"seconds": [], "payload": [], "interface": [], **dataclasses.asdict(candidate.volume())}
             for name, candidate in candidates.items()
         }
-        for turn in range(WARMUP + spec.rounds):
+        for turn in range(WARMUP + plan.rounds):
             gradient.draw(turn)
             for name, candidate in candidates.items():
-                seen = once(candidate, spec.interface)
+                seen = once(candidate, place.interface)
                 if turn >= WARMUP:
                     for key, value in seen.items():
                         figures[name][key].append(value)
@@ -134,23 +123,31 @@ def end_after(seconds: float) -> None:
     faulthandler.dump_traceback_later(seconds + 5.0, exit=True)
 
 
-def main(path: str) -> None:
-    """Join the ranks, measure, print."""
-    spec = Spec(**json.loads(pathlib.Path(path).read_text()))
-    end_after(spec.limit_s)
+@contextlib.contextmanager
+def joined(place: Place) -> Iterator[None]:
+    """Hold the default process group, and end this process when its time is over. Collective."""
+    end_after(place.limit_s)
     torch.set_num_threads(1)
     dist.init_process_group(
         "gloo",
-        init_method=f"tcp://{spec.address}:{spec.port}",
-        rank=spec.rank,
-        world_size=spec.ranks,
-        timeout=datetime.timedelta(seconds=spec.limit_s),
+        init_method=f"tcp://{place.address}:{place.port}",
+        rank=place.rank,
+        world_size=place.ranks,
+        timeout=datetime.timedelta(seconds=place.limit_s),
     )
     try:
-        figures = measure(spec)
+        yield
         dist.barrier()
     finally:
         dist.destroy_process_group()
+
+
+def main(path: str) -> None:
+    """Join the ranks, measure, print."""
+    spec = json.loads(pathlib.Path(path).read_text())
+    place = Place(**spec["place"])
+    with joined(place):
+        figures = measure(place, Plan(**spec["plan"]))
     print(json.dumps(figures))
 
 

@@ -12,9 +12,10 @@ from ranks import gloo_ranks
 
 from sparsetrain.bench import namespaces
 from sparsetrain.bench.candidates import SPARSE, Dense, Naive, Ours, PowerSGD
-from sparsetrain.bench.exchange import COLUMNS, GOODPUT, Plan, RankFailed, measure, row
+from sparsetrain.bench.exchange import COLUMNS, GOODPUT, Plan, measure, row
 from sparsetrain.bench.hosts import Hosts
 from sparsetrain.bench.rank import sent_bytes
+from sparsetrain.bench.ranks import RankFailed, Ranks
 from sparsetrain.bench.synthetic import Gradient
 from sparsetrain.cli import main
 from sparsetrain.collective.transport import Alone
@@ -61,7 +62,7 @@ def test_loopback_ranks_fill_all_rows(capsys):
 @pytest.mark.netns
 @pytest.mark.timeout(110)
 def test_interface_counts_what_the_meter_counts(possible):
-    result = measure(Plan(hosts=2, rate="100mbit", size=1_000_000, density=0.1, rounds=1, limit_s=90))
+    result = measure(Ranks(hosts=2, rate="100mbit", limit_s=90), Plan(size=1_000_000, density=0.1, rounds=1))
     assert [each["name"] for each in result["rows"]] == NAMES
     for each in result["rows"]:
         # Headers of full packets take 4.6 %, answers about 2 %; barriers and lengths a few packets.
@@ -77,7 +78,7 @@ def test_failed_rank_in_a_host_leaves_no_namespace(possible):
     mine = namespaces.prefix().rsplit("x", 1)[0]
     before = folders()
     with pytest.raises(RankFailed, match="ended with code 1"):
-        measure(Plan(hosts=2, rate="none", size=100_000, rounds=1, limit_s=0.05))
+        measure(Ranks(hosts=2, rate="none", limit_s=0.05), Plan(size=100_000, rounds=1))
     assert not [name for name in namespaces.names() if name.startswith(mine)]
     assert folders() == before
 
