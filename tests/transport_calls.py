@@ -14,6 +14,7 @@ from sparsetrain.collective.world import World
 
 DTYPES = {str(dtype): dtype for dtype in (torch.uint8, torch.int32, torch.int64, torch.float32, torch.bfloat16)}
 LENGTH = 8
+LONG = 40_000  # elements: more than what transports treat as short
 
 
 def values(dtype: torch.dtype, count: int, *seed: int) -> Tensor:
@@ -23,8 +24,9 @@ def values(dtype: torch.dtype, count: int, *seed: int) -> Tensor:
 
 
 def gather_lengths(size: int) -> list[list[int]]:
-    """Return, per case, every rank's length: some empty, all equal, all different, all empty."""
-    return [[0 if r % 2 else 5 for r in range(size)], [4] * size, [3 * r + 1 for r in range(size)], [0] * size]
+    """Return, per case, every rank's length: some empty, all equal, all different, all empty, some long."""
+    few = [[0 if r % 2 else 5 for r in range(size)], [4] * size, [3 * r + 1 for r in range(size)], [0] * size]
+    return [*few, [17_000 * ((r + 1) % 3) for r in range(size)]]
 
 
 def swap_length(case: int, source: int, to: int) -> int:
@@ -60,6 +62,7 @@ def _calls(world: World, dtype: torch.dtype) -> dict[str, Any]:
         found[f"all_reduce {layout}"] = [reduced, booked("gradient")]
         gathered = transport.all_gather(lay(values(dtype, 12, rank)), "mask")
         found[f"all_gather {layout}"] = [torch.stack(gathered), booked("mask")]
+        found[f"all_gather long {layout}"] = [transport.all_gather(values(dtype, LONG, rank), "mask"), booked("mask")]
         shared = lay(values(dtype, 12, rank))
         transport.broadcast(shared, "control", source=size - 1)
         found[f"broadcast {layout}"] = [shared, booked("control")]
@@ -102,6 +105,7 @@ def _expected(dtype: torch.dtype, rank: int, size: int) -> dict[str, Any]:
         total = all_values.long().sum(0).to(dtype)
         found[f"all_reduce {layout}"] = (total, 2 * 12 * item * peers / size)
         found[f"all_gather {layout}"] = (all_values, 12 * item * peers)
+        found[f"all_gather long {layout}"] = ([values(dtype, LONG, r) for r in range(size)], LONG * item * peers)
         found[f"broadcast {layout}"] = (all_values[-1], 12 * item * peers if rank == peers else 0)
         for case, lengths in enumerate(gather_lengths(size)):
             parts = [values(dtype, length, r, case) for r, length in enumerate(lengths)]

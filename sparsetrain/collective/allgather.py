@@ -9,6 +9,7 @@ from torch import Tensor
 from sparsetrain.collective.collective import Collective, Load, Volume
 from sparsetrain.collective.entries import Entries, Outcome
 from sparsetrain.collective.payload import Codec, Frame
+from sparsetrain.collective.rooms import Rooms
 from sparsetrain.collective.world import World
 from sparsetrain.config.component import NoOptions
 from sparsetrain.kernels.merge import merge
@@ -19,13 +20,25 @@ class AllGather(Collective):
 
     Config = NoOptions
 
+    def __init__(self, config: NoOptions) -> None:
+        super().__init__(config)
+        self.rooms = Rooms()
+
+    def forget(self) -> None:
+        """See Collective."""
+        self.rooms.forget()
+
     def exchange(self, entries: Entries, frame: Frame, codec: Codec, world: World, out: Tensor) -> Outcome:
         """See Collective. Nothing is lost but the rounding of the values."""
         message = codec.encode(entries, frame).to(world.transport.device)
-        if entries.even and (codec.fixed or entries.shared):
-            like, messages = entries, world.transport.all_gather(message, "gradient")
+        alike = entries.even and (codec.fixed or entries.shared)
+        if alike:
+            messages = world.transport.all_gather(message, "gradient")
+        elif entries.even:
+            messages = self.rooms.gather(message, frame, codec.bytes(len(entries), frame.size), world.transport)
         else:
-            like, messages = None, world.transport.all_gather_v(message, "gradient")
+            messages = world.transport.all_gather_v(message, "gradient")
+        like = entries if alike else None
         received = [codec.decode(each, frame, source, like) for source, each in enumerate(messages)]
         if not all(each.finite for each in received):
             return Outcome(finite=False)

@@ -20,6 +20,7 @@ from sparsetrain.kernels.checksum import checksum
 HEADER = struct.Struct("<4sBBBBHHIIIII")
 MAGIC = b"SPTR"
 VERSION = 2
+LONGEST = 16  # bytes that no code needs for an entry
 SUM = 4  # bytes of the checksum, the last field of the header
 NOT_FINITE = 1
 SHARED = 255  # in place of an index code: no places travel
@@ -125,6 +126,18 @@ class Head:
     count: int
     length: int
     checksum: int
+
+
+def length_of(message: Tensor, frame: Frame, source: int) -> int:
+    """Return the bytes of a message of which this is the beginning, its header at least.
+
+    Raises CorruptPayload where the header is none, or tells of more bytes than `frame.size` entries could take.
+    """
+    where = f"rank {source}, bucket {frame.bucket}"
+    length = HEADER.size + _head(message[: HEADER.size].cpu(), where).length
+    if length > LONGEST * (frame.size + 64) + HEADER.size:
+        raise CorruptPayload(f"{where}: {length} bytes for a bucket of {frame.size}")
+    return length
 
 
 def _head(message: Tensor, where: str) -> Head:

@@ -29,7 +29,7 @@ from sparsetrain.gradient.pipeline import Inline, Pipeline
 from sparsetrain.gradient.sparsifiers.base import Ask
 from sparsetrain.gradient.sparsifiers.everything import Everything
 
-WAYS = 2  # buckets that may be under way at once
+WAYS = 3  # buckets that may be under way at once
 
 
 @dataclasses.dataclass

@@ -1,8 +1,9 @@
 """The threads through which buckets leave: one selects, the others communicate, all first in, first out.
 
 Every collective of the exchange is issued by one of the latter, each of which has its own way to the other ranks, in
-the order of submission, which is the same on all ranks; never from a callback. With two ways one bucket is on the wire
-while another is encoded or merged.
+the order of submission, which is the same on all ranks; never from a callback. With several ways some buckets are on the
+wire while another is encoded or merged. Selection stays only a little ahead of the wire: it shares processors with it, and
+with the backward pass.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from concurrent.futures import Future
 from typing import Any
 
 Work = Callable[[], Any]
+AHEAD = 1  # buckets that are selected before a way is free for them
 
 
 class Pipeline:
@@ -22,11 +24,23 @@ class Pipeline:
     def __init__(self, ways: int) -> None:
         self.selecting = _Stage("sparsetrain-select")
         self.ways = [_Stage(f"sparsetrain-wire-{way}") for way in range(ways)]
+        self.room = threading.Semaphore(ways + AHEAD)
 
     def submit(self, first: Callable[[], Any], second: Callable[[Any], Any], way: int) -> Future[Any]:
         """Return the future of second(first()); an exception of either is raised by its `result`."""
-        selected = self.selecting.submit(first)
-        return self.ways[way].submit(lambda: second(selected.result()))
+
+        def select() -> Any:
+            self.room.acquire()
+            return first()
+
+        def communicate() -> Any:
+            try:
+                return second(selected.result())
+            finally:
+                self.room.release()
+
+        selected = self.selecting.submit(select)
+        return self.ways[way].submit(communicate)
 
     def close(self) -> None:
         """End all threads after what has been submitted."""
