@@ -1,9 +1,9 @@
 """The threads through which buckets leave: one selects, the others communicate, all first in, first out.
 
 Every collective of the exchange is issued by one of the latter, each of which has its own way to the other ranks, in
-the order of submission, which is the same on all ranks; never from a callback. With several ways some buckets are on the
-wire while another is encoded or merged. Selection stays only a little ahead of the wire: it shares processors with it, and
-with the backward pass.
+the order of submission, which is the same on all ranks; never from a callback. With several ways some buckets are on
+the wire while another is encoded or merged. Selection stays only a little ahead of the wire: it shares processors with
+it, and with the backward pass.
 """
 
 from __future__ import annotations
