@@ -64,6 +64,33 @@ def select(
         else:
             _gather(parts, buffer)
             chosen = _slower(old, buffer, k, scale, limits, plan)
+    return _selection(chosen, k, buffer)
+
+
+def select_blocks(
+    old: Tensor | None, buffer: Tensor, k: int, block: int, *, scale: float = 1.0, parts: Sequence[Tensor] = ()
+) -> Selection:
+    """Return k elements of buffer + scale * old: of each `block` neighbours the largest, as `select` defines them.
+
+    The block from begin to end (the last may be shorter) has the share k * end // size - k * begin // size, which
+    may be 0; it is summed all the same. Everything else is as with `select`. Raises ValueError also for block < 1.
+    """
+    size = _check(old, buffer, k, parts)
+    if block < 1:
+        raise ValueError(f"block must be at least 1, not {block}")
+    if block >= size:
+        return select(old, buffer, k, scale=scale, parts=parts)
+    with torch.no_grad():
+        native = versions.native() if buffer.device.type == "cpu" else None
+        if native is not None:
+            chosen = native.select_blocks(old, buffer, k, block, scale, parts)
+        else:
+            _gather(parts, buffer)
+            chosen = _slower_blocks(old, buffer, k, block, scale)
+    return _selection(chosen, k, buffer)
+
+
+def _selection(chosen: tuple[Tensor, Tensor] | None, k: int, buffer: Tensor) -> Selection:
     if chosen is None:
         indices = torch.arange(k, dtype=torch.int32, device=buffer.device)
         return Selection(indices, torch.zeros(k, dtype=torch.float32, device=buffer.device), False)
@@ -88,6 +115,28 @@ def _slower(
 
         return select_cuda(old, buffer, k, scale, limits, plan)
     return select_device(old, buffer, k, scale, limits, plan)
+
+
+def _slower_blocks(
+    old: Tensor | None, buffer: Tensor, k: int, block: int, scale: float
+) -> tuple[Tensor, Tensor] | None:
+    size = buffer.numel()
+    indices, values = [], []
+    for begin in range(0, size, block):
+        end = min(begin + block, size)
+        share = k * end // size - k * begin // size
+        part = buffer[begin:end]
+        before = None if old is None else old[begin:end]
+        wanted = max(1, share)
+        chosen = _slower(before, part, wanted, scale, None, sampling.plan(end - begin, wanted))
+        if chosen is None:
+            return None
+        if share:
+            indices.append(chosen[0] + begin)
+            values.append(chosen[1])
+        else:
+            part[chosen[0].long()] = chosen[1]
+    return torch.cat(indices), torch.cat(values)
 
 
 def _limits(k: int, least: int | None, most: int | None) -> Range | None:

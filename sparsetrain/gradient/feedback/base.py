@@ -10,6 +10,7 @@ from torch import Tensor
 from sparsetrain.collective.entries import Entries, Outcome
 from sparsetrain.gradient.channel import Channel
 from sparsetrain.gradient.sparsifiers.base import Ask, Sparsifier
+from sparsetrain.kernels.scatter import scatter_add
 
 
 class Feedback(abc.ABC):
@@ -55,4 +56,4 @@ def add(buffer: Tensor, entries: Entries, sign: float = 1.0) -> None:
     if entries.indices is None:
         buffer.add_(entries.values, alpha=sign)
     else:
-        buffer.index_add_(0, entries.indices, entries.values, alpha=sign)
+        scatter_add(buffer, entries.indices, entries.values, sign)

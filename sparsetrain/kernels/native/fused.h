@@ -27,6 +27,11 @@ struct Sum {
     float scale;
     Term term;
 
+    // `old` may be null.
+    static Sum of(const float* old, float* buffer, float scale, bool scaled) {
+        return Sum{old, buffer, buffer, scale, old == nullptr ? Term::none : scaled ? Term::scaled : Term::plain};
+    }
+
     float at(int64_t i) const {
         if (term == Term::none) return fresh[i];
         if (term == Term::plain) return fresh[i] + old[i];
@@ -43,6 +48,20 @@ struct Part {
 
 struct Parts {
     std::vector<Part> list;
+
+    // Of `count` tensors of `lengths` elements that fill `size` end to end; the buffer alone for count 0.
+    static Parts of(const float* const* fresh, const int64_t* lengths, int32_t count, const float* buffer,
+                    int64_t size) {
+        Parts parts;
+        int64_t begin = 0;
+        for (int32_t which = 0; which < count; which++) {
+            parts.list.push_back({begin, fresh[which]});
+            begin += lengths[which];
+        }
+        if (count == 0) parts.list.push_back({0, buffer});
+        parts.list.push_back({size, nullptr});
+        return parts;
+    }
 
     size_t find(int64_t place) const {
         size_t which = 0;

@@ -22,7 +22,12 @@ ARGUMENTS = {
         *(POINTER, POINTER, POINTER, INT, POINTER, LONG, LONG, FLOAT, INT),
         *(POINTER, LONG, LONG, INT, LONG, POINTER, POINTER),
     ],
+    "st_select_blocks": [
+        *(POINTER, POINTER, POINTER, INT, POINTER, LONG, LONG, LONG, FLOAT, INT),
+        *(INT, POINTER, POINTER),
+    ],
     "st_merge": [POINTER, POINTER, POINTER, INT, POINTER, LONG, FLOAT, INT],
+    "st_scatter_add": [POINTER, POINTER, LONG, POINTER, FLOAT, INT],
     "st_checksum": [POINTER, LONG],
     "st_check_ascending": [POINTER, LONG, LONG],
     "st_encode_elias_fano": [POINTER, LONG, INT, LONG, POINTER],
@@ -41,6 +46,8 @@ ARGUMENTS = {
 }
 RESULTS = {
     "st_select": LONG,
+    "st_select_blocks": LONG,
+    "st_scatter_add": None,
     "st_deltas_bytes": LONG,
     "st_checksum": ctypes.c_uint64,
     **{name: None for name in ARGUMENTS if name.startswith("st_encode")},
@@ -78,12 +85,8 @@ class Library(IndexCodes, ValueCodes):
         ranks = (plan.count, plan.low, plan.middle, plan.high) if plan else (0, 0, 0, 0)
         room = max(k, most, plan.room if plan else 0)
         indices, values = self.blocks.pair(room + SLACK)
-        before = None if old is None else old.data_ptr()
-        count = len(parts)
-        fresh = (POINTER * count)(*(part.data_ptr() for part in parts))
-        lengths = (LONG * count)(*(part.numel() for part in parts))
         chosen = self.calls.st_select(
-            *(before, fresh, lengths, count, buffer.data_ptr(), size, k, scale, scale != 1.0),
+            *(*_fresh(old, parts), buffer.data_ptr(), size, k, scale, scale != 1.0),
             *((LONG * 4)(*ranks), least, most),
             *(torch.get_num_threads(), room, indices.data_ptr(), values.data_ptr()),
         )
@@ -92,6 +95,28 @@ class Library(IndexCodes, ValueCodes):
         if chosen < 0:
             raise MemoryError(f"no scratch memory to select {k} of {size} elements")
         return indices[:chosen], values[:chosen]
+
+    def select_blocks(
+        self, old: Tensor | None, buffer: Tensor, k: int, block: int, scale: float, parts: Sequence[Tensor] = ()
+    ) -> tuple[Tensor, Tensor] | None:
+        """Return (indices, values) as `kernels.select_blocks` promises, None for a sum that is not finite."""
+        size = buffer.numel()
+        indices, values = self.blocks.pair(k)
+        chosen = self.calls.st_select_blocks(
+            *(*_fresh(old, parts), buffer.data_ptr(), size, k, block, scale, scale != 1.0),
+            *(torch.get_num_threads(), indices.data_ptr(), values.data_ptr()),
+        )
+        if chosen == NOT_FINITE:
+            return None
+        if chosen < 0:
+            raise MemoryError(f"no scratch memory to select {k} of {size} elements in blocks of {block}")
+        return indices, values
+
+    def scatter_add(self, out: Tensor, indices: Tensor, values: Tensor, scale: float) -> Tensor:
+        """Change `out` as `kernels.scatter_add` promises, and return it."""
+        addresses = (indices.data_ptr(), values.data_ptr(), indices.numel(), out.data_ptr())
+        self.calls.st_scatter_add(*addresses, scale, torch.get_num_threads())
+        return out
 
     def merge(self, sources: Sequence[tuple[Tensor, Tensor]], out: Tensor, scale: float) -> Tensor:
         """Fill `out` as `kernels.merge` promises, and return it."""
@@ -174,6 +199,14 @@ class Library(IndexCodes, ValueCodes):
         values = _empty(count, torch.float32)
         _accept(self.calls.st_decode_int4(data.data_ptr(), count, values.data_ptr()))
         return values
+
+
+def _fresh(old: Tensor | None, parts: Sequence[Tensor]) -> tuple[object, ...]:
+    """Return the address of `old`, the addresses of the parts, their lengths and their number, for a call."""
+    count = len(parts)
+    addresses = (POINTER * count)(*(part.data_ptr() for part in parts))
+    lengths = (LONG * count)(*(part.numel() for part in parts))
+    return None if old is None else old.data_ptr(), addresses, lengths, count
 
 
 def _empty(count: int, dtype: torch.dtype) -> Tensor:

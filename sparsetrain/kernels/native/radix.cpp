@@ -2,6 +2,8 @@
 
 #include "radix.h"
 
+#include "rank.h"
+
 namespace st {
 namespace {
 
@@ -48,10 +50,7 @@ void take(float* acc, int64_t begin, int64_t end, uint32_t kth, int64_t ties, in
     for (; i + 16 <= end; i += 16) {
         const __m512 value = _mm512_loadu_ps(acc + i);
         const __m512i magnitude = _mm512_and_si512(_mm512_castps_si512(value), every);
-        const uint32_t equal = _mm512_cmpeq_epi32_mask(magnitude, limit);
-        const uint32_t first = ties >= 16 ? equal : _pdep_u32((1u << ties) - 1, equal);
-        ties -= __builtin_popcount(first);
-        const __mmask16 keep = static_cast<__mmask16>(_mm512_cmpgt_epu32_mask(magnitude, limit) | first);
+        const __mmask16 keep = winners(magnitude, limit, ties);
         if (keep == 0) continue;
         const int found = __builtin_popcount(keep);
         const __mmask16 front = static_cast<__mmask16>(_bzhi_u32(0xffff, found));

@@ -180,10 +180,7 @@ int64_t emit(const Board& board, Segment& segment, int64_t ties, int32_t* indice
     for (; i + 16 <= segment.count; i += 16) {
         const __m512i value = _mm512_loadu_si512(segment.values + i);
         const __m512i magnitude = _mm512_and_si512(value, every);
-        const uint32_t equal = _mm512_cmpeq_epi32_mask(magnitude, limit);
-        const uint32_t first = ties >= 16 ? equal : _pdep_u32((1u << ties) - 1, equal);
-        ties -= __builtin_popcount(first);
-        const __mmask16 keep = static_cast<__mmask16>(_mm512_cmpgt_epu32_mask(magnitude, limit) | first);
+        const __mmask16 keep = winners(magnitude, limit, ties);
         const int found = __builtin_popcount(keep);
         const __mmask16 front = static_cast<__mmask16>(_bzhi_u32(0xffff, found));
         const __m512i place = _mm512_loadu_si512(segment.places + i);
@@ -337,17 +334,8 @@ ST_API int64_t st_select(const float* old, const float* const* fresh, const int6
                          float* values) {
     using namespace st;
     try {
-        const Term term = old == nullptr ? Term::none : scaled ? Term::scaled : Term::plain;
-        Parts list;
-        int64_t begin = 0;
-        for (int32_t which = 0; which < parts; which++) {
-            list.list.push_back({begin, fresh[which]});
-            begin += lengths[which];
-        }
-        if (parts == 0) list.list.push_back({0, buffer});
-        list.list.push_back({size, nullptr});
-        const Job job{Sum{old, buffer, buffer, scale, term}, list, size, k, Plan{plan[0], plan[1], plan[2], plan[3]},
-                      Limits{least, most}, indices, values};
+        const Job job{Sum::of(old, buffer, scale, scaled), Parts::of(fresh, lengths, parts, buffer, size),
+                      size, k, Plan{plan[0], plan[1], plan[2], plan[3]}, Limits{least, most}, indices, values};
         return run(job, room, threads_for(size, threads));
     } catch (const std::bad_alloc&) {
         return -2;

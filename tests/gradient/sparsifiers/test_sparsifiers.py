@@ -36,6 +36,17 @@ def test_what_is_selected_and_what_stays_are_the_compensated_gradient(name, scal
     assert torch.equal(whole, expected)
 
 
+@pytest.mark.parametrize("name", [name for name in NAMES if registry.load("sparsifier", name).gathers])
+def test_what_gathers_reads_the_parts_and_not_the_buffer(name):
+    old, given = gradient(1), gradient(2)
+    one, two = given.clone(), torch.full_like(given, float("nan"))
+    whole = build(name).select(old, one, Ask(3000))
+    parts = build(name).select(old, two, Ask(3000, parts=tuple(given.tensor_split([1000, 70_000]))))
+    assert whole.indices is not None and parts.indices is not None
+    assert torch.equal(whole.indices, parts.indices) and torch.equal(whole.values, parts.values)
+    assert torch.equal(one, two)
+
+
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 def test_what_is_not_finite_is_said(name, bad):
