@@ -70,6 +70,8 @@ def _calls(world: World, dtype: torch.dtype) -> dict[str, Any]:
         for case, lengths in enumerate(gather_lengths(size)):
             parts = transport.all_gather_v(lay(values(dtype, lengths[rank], rank, case)), "mask")
             found[f"all_gather_v {layout} {case}"] = [parts, booked("mask")]
+            parts = transport.all_gather_v(lay(values(dtype, lengths[rank], rank, case)), "mask", lengths)
+            found[f"all_gather_v {layout} {case} sized"] = [parts, booked("mask")]
         for case in range(3):
             parts = [lay(values(dtype, swap_length(case, rank, to), rank, to)) for to in range(size)]
             sizes = [swap_length(case, source, rank) for source in range(size)]
@@ -110,6 +112,7 @@ def _expected(dtype: torch.dtype, rank: int, size: int) -> dict[str, Any]:
         for case, lengths in enumerate(gather_lengths(size)):
             parts = [values(dtype, length, r, case) for r, length in enumerate(lengths)]
             found[f"all_gather_v {layout} {case}"] = (parts, (LENGTH + lengths[rank] * item) * peers)
+            found[f"all_gather_v {layout} {case} sized"] = (parts, lengths[rank] * item * peers)
         for case in range(3):
             parts = [values(dtype, swap_length(case, source, rank), source, rank) for source in range(size)]
             sent = sum(swap_length(case, rank, to) for to in range(size) if to != rank) * item

@@ -21,9 +21,9 @@ from sparsetrain.bench.step import IDEAL, Plan
 from sparsetrain.collective.torch_dist import torch_world
 from sparsetrain.config.job import Job
 from sparsetrain.config.load import load_job
+from sparsetrain.engine.matmul import prefer_fast_matmul
 from sparsetrain.engine.state import build
 from sparsetrain.engine.trainer import Trainer
-from sparsetrain.worker.main import prefer_fast_matmul, seed_all
 
 Step = Callable[[], Any]
 
@@ -101,7 +101,6 @@ def ours(job: Job, folder: pathlib.Path) -> tuple[Step, Callable[[], None]]:
 def measure(place: Place, plan: Plan) -> dict[str, Any]:
     """Return this rank's figures: the number of weights, and per candidate seconds and interface bytes of a step in
     each round. Collective."""
-    seed_all(0)
     prefer_fast_matmul(lambda line: None)
     job = job_of(plan)
     with contextlib.ExitStack() as stack:

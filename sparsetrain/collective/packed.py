@@ -80,7 +80,9 @@ def _by_owners(entries: Entries, frame: Frame, codec: Codec, world: World) -> tu
     for each in decoded[1:]:
         total.add_(each.values)
     answer = codec.encode(Entries(None, total, shared=True), frames[world.rank]).to(transport.device)
-    answers = transport.all_gather_v(answer, "gradient")
+    answers = transport.all_gather_v(
+        answer, "gradient", [codec.bytes(len(part), frame.size, shared=True) for part in parts]
+    )
     result = torch.cat(
         [codec.decode(each, frames[rank], rank, parts[rank]).values for rank, each in enumerate(answers)]
     )

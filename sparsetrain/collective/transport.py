@@ -46,17 +46,20 @@ class Transport(abc.ABC):
             return [tensor]
         return self._all_gather(tensor.detach().contiguous())
 
-    def all_gather_v(self, tensor: Tensor, kind: Kind) -> list[Tensor]:
+    def all_gather_v(self, tensor: Tensor, kind: Kind, lengths: Sequence[int] | None = None) -> list[Tensor]:
         """Return the 1-D tensors of all ranks, in rank order, the own one not copied; lengths may differ and be zero.
 
-        (8 bytes + n elements) (P-1) sent: the length travels ahead, the data without padding. `all_gather` is
-        quicker where lengths are equal. Raises ValueError when the tensor is not 1-D.
+        `lengths` are the elements of every rank's tensor; without it they travel ahead. All ranks must give it, or
+        none. n (P-1) elements sent without padding, and 8 (P-1) bytes without `lengths`. `all_gather` is quicker where
+        lengths are equal. Raises ValueError when the tensor is not 1-D, or `lengths` are not what this says.
         """
         own = _flat(tensor)
-        self._book(kind, (LENGTH + own.nbytes) * (self.size - 1))
+        if lengths is not None and (len(lengths) != self.size or lengths[self.rank] != own.numel()):
+            raise ValueError(f"lengths {list(lengths)} for {self.size} ranks and {own.numel()} elements of this one")
+        self._book(kind, (own.nbytes + (LENGTH if lengths is None else 0)) * (self.size - 1))
         if self.size == 1:
             return [own]
-        return self._all_gather_v(own, self._sizes([own] * self.size))
+        return self._all_gather_v(own, self._sizes([own] * self.size) if lengths is None else lengths)
 
     def all_to_all_v(self, parts: Sequence[Tensor], kind: Kind, sizes: Sequence[int] | None = None) -> list[Tensor]:
         """Send parts[r] to rank r; return what each rank sent here, in rank order, the own part not copied.

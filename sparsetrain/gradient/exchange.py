@@ -26,6 +26,7 @@ from sparsetrain.gradient.channel import Channel
 from sparsetrain.gradient.density import density_at, entries
 from sparsetrain.gradient.layout import Shape, build_buckets
 from sparsetrain.gradient.pipeline import Inline, Pipeline
+from sparsetrain.gradient.small import Small
 from sparsetrain.gradient.sparsifiers.base import Ask
 from sparsetrain.gradient.sparsifiers.everything import Everything
 
@@ -76,11 +77,10 @@ class GradientExchange:
         else:
             self.sparsifier = Everything(Everything.Config())
             self.collective = Dense(Dense.Config()) if config.regime == "dense" else Packed(Packed.Config())
-        buckets, self.small = build_buckets(shapes, config.bucket_elements, config.dense_below)
+        buckets, small = build_buckets(shapes, config.bucket_elements, config.dense_below)
         fields = self.feedback.fields
         self.channels = [Channel(i, b, self.device, fields, config.residual) for i, b in enumerate(buckets)]
-        self.small_flat = torch.zeros(self.small.size, dtype=torch.float32, device=self.device)
-        self.small_state: dict[str, Tensor] = {}
+        self.small = Small(small, self.device)
         self.overlap = config.overlap and world.size > 1 and self.device.type == "cpu" and len(buckets) > 0
         # Threads of their own need a way to the others of their own, or two threads' messages would mix.
         count = min(WAYS, len(buckets)) if self.overlap else 0
@@ -129,14 +129,17 @@ class GradientExchange:
         round_.factor = self._clip_factor(gradients)
         while round_.next >= 0:
             self._launch(round_)
-        self.small.flatten(gradients, self.small_flat).mul_(round_.factor)
-        small = self.pipeline.submit(lambda: None, lambda _: self._exchange_small(), 0)
+        self.small.take(gradients, round_.factor)
+        number = len(self.channels)
+        small = self.pipeline.submit(
+            lambda: None, lambda _: self.small.exchange(self.epoch, number, self.codec, self.ways[0]), 0
+        )
         outcomes = [future.result() for future in round_.futures]
-        total = small.result()
-        if not (bool(torch.isfinite(total).all()) and all(outcome.finite for outcome in outcomes)):
+        rounded = small.result()
+        if not (rounded.finite and all(outcome.finite for outcome in outcomes)):
             self.stats.skipped = True
             return None
-        means = self.small.split(self.feedback.dense(total, self.small_state))
+        means = self.small.commit(rounded, self.feedback)
         for channel in self.channels:
             self.feedback.commit(channel)
             means.update(channel.spread())
@@ -208,12 +211,6 @@ class GradientExchange:
         left = tuple(Entries(None, part.values[channel.active]) for part in outcome.leftover)
         return dataclasses.replace(outcome, leftover=left)
 
-    def _exchange_small(self) -> Tensor:
-        if self.small.size == 0:
-            return self.small_flat
-        world = self.ways[0]
-        return world.transport.rank_ordered_sum(self.small_flat, "gradient").mul_(1.0 / world.size)
-
     def _clip_factor(self, gradients: Mapping[str, Tensor]) -> float:
         """Return what the local gradient is multiplied by (DGC, section 3.3: each rank clips at clip / sqrt(P))."""
         if not self.feedback.clip:
@@ -239,12 +236,13 @@ class GradientExchange:
         self.epoch = epoch
 
     def state(self) -> dict[str, Tensor]:
-        """Return what this rank keeps between steps: `residual/<parameter name>` and its like (fp32, U-coordinates),
-        `small/...` of the tensors that travel dense, `collective/...`. It belongs into a file of this rank."""
+        """Return what this rank keeps between steps: `residual/<parameter name>` and its like (fp32, U-coordinates;
+        `rest/<parameter name>` is the residual of a tensor that travels dense), `collective/...`. It belongs into a
+        file of this rank."""
         state: dict[str, Tensor] = {}
         for channel in self.channels:
             state |= channel.state()
-        state |= {f"small/{field}": tensor.clone() for field, tensor in self.small_state.items()}
+        state |= self.small.saved()
         return state | {f"collective/{key}": tensor for key, tensor in self.collective.state().items()}
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
@@ -254,10 +252,7 @@ class GradientExchange:
         """
         for channel in self.channels:
             channel.load_state(state)
-        self.small_state = {key.removeprefix("small/"): t.clone() for key, t in state.items() if key[:6] == "small/"}
-        for field, tensor in self.small_state.items():
-            if tensor.shape != self.small_flat.shape:
-                raise ValueError(f"small/{field}: {tensor.numel()} values for {self.small.size} coordinates")
+        self.small.load(state)
         learned = {key.removeprefix("collective/"): t for key, t in state.items() if key.startswith("collective/")}
         self.collective.load_state(learned, self.ways[0].size)
 

@@ -26,7 +26,6 @@ from sparsetrain.worker.environment import Place
 
 Log = Callable[[str], None]
 AGENT_STORE = "TORCHELASTIC_USE_AGENT_STORE"  # torchrun's agent serves the store at the master's port
-MATMUL_ERROR = 1e-5  # relative to float64, in the Frobenius norm
 
 
 def run_worker(
@@ -44,6 +43,7 @@ def run_worker(
 
     Raises whatever the loop raises; then no collective is issued any more, so that a failed rank ends at once.
     """
+    from sparsetrain.engine.matmul import prefer_fast_matmul
     from sparsetrain.engine.trainer import train
 
     if job.cluster.threads_per_worker:
@@ -84,19 +84,6 @@ def pick_device(job: Job, place: Place) -> torch.device:
     device = torch.device("cuda", place.local_rank % torch.cuda.device_count())
     torch.cuda.set_device(device)
     return device
-
-
-def prefer_fast_matmul(log: Log) -> None:
-    """Send fp32 matrix products through oneDNN if they stay exact on this CPU: about 2.5 times faster than torch.mm."""
-    generator = torch.Generator().manual_seed(1)
-    left, right = (torch.randn(192, 192, generator=generator) for _ in range(2))
-    exact = left.double() @ right.double()
-    torch.set_float32_matmul_precision("medium")
-    error = float(((left @ right).double() - exact).norm() / exact.norm())
-    if error > MATMUL_ERROR:
-        # CPUs with bf16 units round the inputs here: that would be another experiment.
-        torch.set_float32_matmul_precision("highest")
-        log(f"matrix products: fp32 as usual (the oneDNN path has a relative error of {error:.1e} on this CPU)")
 
 
 @contextlib.contextmanager

@@ -58,6 +58,8 @@ def test_alone_sends_nothing():
     ("call", "words"),
     [
         (lambda t: t.all_gather_v(torch.ones(2, 2), "mask"), "shape"),
+        (lambda t: t.all_gather_v(torch.ones(2), "mask", [2]), "lengths"),
+        (lambda t: t.all_gather_v(torch.ones(2), "mask", [3, 3]), "lengths"),
         (lambda t: t.all_to_all_v([torch.ones(2, 2)] * t.size, "mask"), "shape"),
         (lambda t: t.all_to_all_v([torch.ones(2)] * (t.size + 1), "mask"), "parts"),
         (lambda t: t.all_to_all_v([torch.ones(2), torch.ones(2).int()], "mask"), "dtype"),

@@ -53,7 +53,7 @@ def test_sparse_hook_keeps_replicas_equal_and_residuals_by_name():
     ranks = gloo_ranks(2, functools.partial(trained, options={"density": 0.05}))
     for name, weight in ranks[0]["weights"].items():
         assert torch.equal(ranks[1]["weights"][name], weight), name
-    assert set(ranks[0]["residuals"]) == {"residual/0.weight", "residual/2.weight", "residual/4.weight"}
+    assert set(ranks[0]["residuals"]) >= {"residual/0.weight", "residual/2.weight", "residual/4.weight"}
     assert all(float(residual.norm()) > 0 for residual in ranks[0]["residuals"].values())
 
 

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -11,30 +10,6 @@ from sparsetrain.config.errors import JobError
 from sparsetrain.config.load import parse
 from sparsetrain.worker import main
 from sparsetrain.worker.environment import Place
-
-
-@pytest.fixture(autouse=True)
-def precision() -> Iterator[None]:
-    before = torch.get_float32_matmul_precision()
-    yield
-    torch.set_float32_matmul_precision(before)
-
-
-def test_fast_products_are_kept_only_if_exact() -> None:
-    lines: list[str] = []
-    main.prefer_fast_matmul(lines.append)
-    left, right = torch.randn(64, 64), torch.randn(64, 64)
-    exact = left.double() @ right.double()
-    assert float(((left @ right).double() - exact).norm() / exact.norm()) < main.MATMUL_ERROR
-    assert (torch.get_float32_matmul_precision() == "medium") == (not lines)
-
-
-def test_inexact_products_are_switched_off_with_a_word(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(main, "MATMUL_ERROR", 0.0)
-    lines: list[str] = []
-    main.prefer_fast_matmul(lines.append)
-    assert torch.get_float32_matmul_precision() == "highest"
-    assert len(lines) == 1
 
 
 def test_all_generators_are_seeded() -> None:
