@@ -30,7 +30,7 @@ from sparsetrain.engine.trainer import NotFinite, train
 from sparsetrain.worker.main import seed_all
 
 DENSE = "exchange.regime=dense exchange.every=1 exchange.values=fp32 exchange.error_feedback=none"
-STEP = "exchange.every=1 exchange.density=0.01"
+STEP = "exchange.every=1 exchange.density=0.01 exchange.warmup=0"
 WARM = f"{STEP} exchange.warmup=0.15"
 SMALL = "text_gpt model.layers=2 model.context=64 data.context=64 train.evaluate_batches=40"
 
@@ -71,6 +71,7 @@ def optimizers() -> Iterator[tuple[str, str]]:
         yield f"sgd {rate:g} dgc without masking", f"{WARM} {dgc} exchange.error_feedback.masking=false"
 
     for rate in (2e-3, 5e-3):
+        yield f"adamw {rate:g} dense", f"{DENSE} {adamw(rate)}"
         for every, density in ((5, 0.05), (10, 0.1)):
             yield f"adamw {rate:g} H={every} d={density:g}", f"{local(every, density)} {adamw(rate)}"
     for rate in (0.03, 0.1):
@@ -108,26 +109,35 @@ def long() -> Iterator[tuple[str, str]]:
 
 def images() -> Iterator[tuple[str, str]]:
     """The preset of images, without masks: SGD, every step."""
-    yield "dense", DENSE
-    for density in (0.01, 0.001):
-        yield f"ef14 {density:g}", f"{STEP} exchange.density={density}"
-        dgc = f"{STEP} exchange.density={density} exchange.error_feedback=dgc optimizer.momentum=0"
-        yield f"dgc {density:g}", dgc
-        yield f"ef14 warm-up {density:g}", f"{WARM} exchange.density={density}"
+    for rate in (0.03, 0.1, 0.3):
+        yield f"dense {rate:g}", f"{DENSE} {sgd(rate)}"
+        for density in (0.01, 0.001):
+            sparse = f"exchange.every=1 exchange.density={density}"
+            yield f"ef14 {density:g} {rate:g}", f"{sparse} exchange.warmup=0 {sgd(rate)}"
+            yield f"ef14 warm-up {density:g} {rate:g}", f"{sparse} exchange.warmup=0.15 {sgd(rate)}"
+            dgc = f"exchange.error_feedback=dgc {sgd(rate, 0.0)}"
+            yield f"dgc {density:g} {rate:g}", f"{sparse} exchange.warmup=0 {dgc}"
 
 
 FINALISTS: dict[str, set[str]] = {
     "optimizers": {
-        *("adamw 0.001 dense", "adamw 0.01 ef14", "adamw 0.001 ef14 warm-up", "adamw 0.01 ef14 warm-up per tensor"),
+        *("adamw 0.001 dense", "adamw 0.002 dense", "adamw 0.002 H=5 d=0.05", "adamw 0.01 ef14"),
+        *("adamw 0.001 ef14 warm-up", "adamw 0.01 ef14 warm-up per tensor"),
         *("adamw 0.01 ef21", "adamw 0.01 ef21 warm-up", "adamw 0.001 ef21_sgdm warm-up"),
         *("sgd 0.03 dense", "sgd 0.03 ef14", "sgd 0.03 ef14 warm-up", "sgd 0.03 ef14 warm-up per tensor"),
         *("sgd 0.03 ef21", "sgd 0.01 ef21 warm-up", "sgd 0.1 ef21_sgdm warm-up"),
         *("sgd 0.3 dgc", "sgd 0.3 dgc warm-up", "sgd 0.3 dgc without masking", "sgd 0.3 dgc warm-up per tensor"),
         *("adamw 0.005 H=5 d=0.05", "adamw 0.005 H=10 d=0.1", "sgd 0.1 H=5 d=0.05"),
     },
-    "local": {"dense 0.001", "dense 0.002", "H=5 d=0.05 0.005", "H=10 d=0.1 0.005", "H=10 d=0.01 0.005"},
+    "local": {
+        *("dense 0.001", "dense 0.002", "dense 0.003", "H=5 d=0.05 0.003", "H=5 d=0.05 0.005"),
+        *("H=10 d=0.1 0.003", "H=10 d=0.1 0.005", "H=10 d=0.01 0.005"),
+    },
     "long": {"dense adamw 0.001", "H=5 d=0.05 adamw 0.003", "H=10 d=0.1 adamw 0.003", "H=10 d=0.01 adamw 0.003"},
-    "images": {"dense", "ef14 0.01", "ef14 0.001", "dgc 0.01", "dgc 0.001"},
+    "images": {
+        *("dense 0.1", "ef14 0.01 0.1", "ef14 0.001 0.1", "dgc 0.01 0.03", "dgc 0.001 0.03"),
+        *("ef14 warm-up 0.01 0.1", "ef14 warm-up 0.001 0.1"),
+    },
 }
 
 
@@ -135,7 +145,7 @@ EXPERIMENTS = {
     "optimizers": (optimizers, f"{SMALL} train.steps=240"),
     "local": (local_steps, f"{SMALL} train.steps=400"),
     "long": (long, f"{SMALL} train.steps=2000"),
-    "images": (images, "fashion_mnist masks=null train.steps=1000"),
+    "images": (images, "fashion_mnist masks=null train.steps=1000 train.evaluate_batches=78"),
 }
 
 
