@@ -5,31 +5,16 @@ Everything heavy is imported inside the commands, so that `--help` is quick.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import sys
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
+from sparsetrain.bench.verbs import Verbs, bench
 from sparsetrain.config.errors import JobError
 from sparsetrain.registry import KINDS, nearest
-
-if TYPE_CHECKING:
-    from sparsetrain.bench.ranks import Ranks
-
-
-class Verbs(click.Group):
-    """A group whose unknown commands answer with the nearest one."""
-
-    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
-        """Return what click resolves. Raises JobError for an unknown verb."""
-        if args and not args[0].startswith("-") and args[0] not in self.commands:
-            verbs = sorted(self.commands)
-            raise JobError(f"{args[0]}: no such command; allowed: {', '.join(verbs)}{nearest(args[0], verbs)}")
-        return super().resolve_command(ctx, args)
 
 
 @click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"]})
@@ -119,7 +104,7 @@ def report(runs: tuple[str, ...], out: str | None) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document on standard output.")
 def doctor(as_json: bool) -> None:
     """Show what this machine offers: versions, cores, memory, disk, W&B mode, network, compiler."""
-    from sparsetrain.launch.doctor import examine
+    from sparsetrain.doctor import examine
 
     facts = examine(os.environ)
     width = max(len(key) for key in facts)
@@ -127,122 +112,7 @@ def doctor(as_json: bool) -> None:
     click.echo(json.dumps(facts, indent=2) if as_json else "\n".join(lines))
 
 
-@cli.group(cls=Verbs)
-def bench() -> None:
-    """Measure on this machine: kernels, codes, and the exchange over links of a given rate."""
-
-
-@bench.command("select")
-@click.option("--size", "sizes", type=float, multiple=True, default=(1e7,), show_default=True, help="Elements.")
-@click.option("--density", "densities", type=float, multiple=True, default=(0.001, 0.01, 0.1), show_default=True)
-@click.option("--threads", type=int, default=1, show_default=True, help="Cores that a kernel may take.")
-@click.option("--rounds", type=int, default=5, show_default=True, help="Turns of each candidate.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON document on standard output.")
-def bench_select(
-    sizes: tuple[float, ...], densities: tuple[float, ...], threads: int, rounds: int, as_json: bool
-) -> None:
-    """Time selection with error feedback against one memory pass and against torch.topk."""
-    from sparsetrain.bench.select import COLUMNS, measure
-    from sparsetrain.bench.table import render
-
-    try:
-        rows = measure([int(size) for size in sizes], densities, threads, rounds)
-    except (ValueError, OverflowError) as error:
-        raise JobError(f"bench select: {error}") from error
-    click.echo(json.dumps(rows, indent=2) if as_json else render(rows, COLUMNS))
-
-
-@bench.command("codec")
-@click.option("--density", "densities", type=float, multiple=True, default=(0.001, 0.01, 0.1), show_default=True)
-@click.option("--rounds", type=int, default=5, show_default=True, help="Turns of each code.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON document on standard output.")
-def bench_codec(densities: tuple[float, ...], rounds: int, as_json: bool) -> None:
-    """Measure every code on a real gradient: bits per entry, value error, throughput."""
-    from sparsetrain.bench.codec import COLUMNS, measure
-    from sparsetrain.bench.table import render
-
-    try:
-        rows = measure(densities, rounds)
-    except ValueError as error:
-        raise JobError(f"bench codec: {error}") from error
-    click.echo(json.dumps(rows, indent=2) if as_json else render(rows, COLUMNS))
-
-
-@bench.command("exchange")
-@click.option("--hosts", type=click.IntRange(0), default=4, show_default=True, help="Ranks; 0: 4 on loopback.")
-@click.option("--rate", metavar="RATE", help="Of each link: 100mbit (default), 1gbit, none, and the like.")
-@click.option("--size", type=float, default=25e6, show_default=True, help="Elements of the gradient.")
-@click.option("--density", type=float, default=0.01, show_default=True, help="Share of the entries that is sent.")
-@click.option("--rounds", type=int, default=5, show_default=True, help="Turns of each candidate.")
-@click.option("--loopback", is_flag=True, help="Plain processes instead of network namespaces; needs no root.")
-@click.option("--limit", type=float, default=1800.0, show_default=True, help="Seconds after which a rank is ended.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON document on standard output.")
-def bench_exchange(
-    hosts: int, rate: str | None, size: float, density: float, rounds: int, loopback: bool, limit: float, as_json: bool
-) -> None:
-    """Time the mean of a gradient over several hosts: dense, naive, PowerSGD, and ours."""
-    from sparsetrain.bench.exchange import Plan, measure, show
-
-    with _refusing("bench exchange"):
-        ranks = _ranks(hosts, rate, loopback, limit, 4)
-        result = measure(ranks, Plan(size=int(size), density=density, rounds=rounds))
-    click.echo(json.dumps(result, indent=2) if as_json else show(result))
-
-
-@bench.command("step")
-@click.option("--hosts", type=click.IntRange(0), default=2, show_default=True, help="Ranks; 0: 2 on loopback.")
-@click.option("--rate", metavar="RATE", help="Of each link: 100mbit (default), 1gbit, none, and the like.")
-@click.option("--batch", type=int, default=4, show_default=True, help="Sequences a rank and step.")
-@click.option("--density", type=float, default=0.01, show_default=True, help="Share of the entries sent a step.")
-@click.option("--steps", type=int, default=10, show_default=True, help="Steps in a turn.")
-@click.option("--rounds", type=int, default=5, show_default=True, help="Turns of each candidate.")
-@click.option("--loopback", is_flag=True, help="Plain processes instead of network namespaces; needs no root.")
-@click.option("--limit", type=float, default=1800.0, show_default=True, help="Seconds after which a rank is ended.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON document on standard output.")
-def bench_step(
-    hosts: int,
-    rate: str | None,
-    batch: int,
-    density: float,
-    steps: int,
-    rounds: int,
-    loopback: bool,
-    limit: float,
-    as_json: bool,
-) -> None:
-    """Time whole training steps of a GPT: compute only, DDP with torch's hooks, and ours."""
-    from sparsetrain.bench.step import Plan, measure, show
-
-    with _refusing("bench step"):
-        ranks = _ranks(hosts, rate, loopback, limit, 2)
-        result = measure(ranks, Plan(batch=batch, density=density, steps=steps, rounds=rounds))
-    click.echo(json.dumps(result, indent=2) if as_json else show(result))
-
-
-def _ranks(hosts: int, rate: str | None, loopback: bool, limit: float, default: int) -> Ranks:
-    from sparsetrain.bench.ranks import Ranks
-
-    loopback = loopback or hosts == 0
-    return Ranks(
-        hosts=hosts or default, rate=rate or ("none" if loopback else "100mbit"), loopback=loopback, limit_s=limit
-    )
-
-
-@contextlib.contextmanager
-def _refusing(verb: str) -> Iterator[None]:
-    """Say in one line why ranks cannot be measured like this; a rank that failed shows its last lines, code 1."""
-    from sparsetrain.bench.hosts import HostsUnavailable
-    from sparsetrain.bench.ranks import RankFailed
-
-    try:
-        yield
-    except HostsUnavailable as error:
-        raise JobError(f"{verb}: {error}; --loopback needs none") from error
-    except (ValueError, OverflowError) as error:
-        raise JobError(f"{verb}: {error}") from error
-    except RankFailed as error:
-        click.echo(str(error), err=True)
-        sys.exit(1)
+cli.add_command(bench)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -7,7 +7,8 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent / "sparsetrain"
 ARROWS = {
-    "cli": {"launch", "bench", "track"},
+    "cli": {"launch", "bench", "doctor", "track"},
+    "doctor": {"worker", "track", "kernels"},
     "bench": {"launch", "engine", "gradient", "collective", "kernels", "models", "data"},
     "launch": {"worker", "track"},
     "worker": {"engine", "collective"},

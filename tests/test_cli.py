@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pathlib
+import re
 import subprocess
 import sys
 import time
@@ -114,6 +115,7 @@ def test_doctor_is_short(capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = call(capsys, "doctor")
     assert code == 0
     assert len(out.splitlines()) < 25
+    assert re.search(r"^kernels +(native|reference)", out, re.MULTILINE)
     assert call(capsys, "doctor", "--json")[0] == 0
 
 

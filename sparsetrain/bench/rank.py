@@ -1,4 +1,4 @@
-"""One rank of `bench exchange`: `python -m sparsetrain.bench.rank SPEC.json` prints its figures as JSON.
+"""One rank of `bench exchange`: `python -m sparsetrain.bench.rank N.json` writes its figures to N.figures.
 
 The candidates take turns, and a barrier before and after each keeps one's bytes and time out of the next one's.
 """
@@ -16,7 +16,8 @@ import statistics
 import sys
 import threading
 import time
-from collections.abc import Iterator
+import traceback
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -26,32 +27,37 @@ from sparsetrain.bench.candidates import SPARSE, Candidate, Dense, Naive, Ours, 
 from sparsetrain.bench.exchange import Plan
 from sparsetrain.bench.ranks import Place
 from sparsetrain.bench.synthetic import Gradient
+from sparsetrain.collective.mpi import MpiTransport, mpi_world
 from sparsetrain.collective.torch_dist import TorchTransport
+from sparsetrain.collective.transport import Transport
+from sparsetrain.engine.memory import keep_freed_memory
 
 WARMUP = 1  # rounds that are not kept: first touches of memory, first exact threshold of ok_topk
 PINGS = 21
 
 
-def build(gradient: Gradient, density: float) -> dict[str, Candidate]:
+Way = Callable[[], Transport]  # to the other ranks, with a meter of its own
+
+
+def build(gradient: Gradient, density: float, way: Way) -> dict[str, Candidate]:
     """Return all candidates by name, in the order in which they take turns. Collective."""
     found: dict[str, Candidate] = {
-        "dense fp32": Dense(gradient, TorchTransport(), torch.float32),
-        "dense bf16": Dense(gradient, TorchTransport(), torch.bfloat16),
-        "naive topk": Naive(gradient, TorchTransport(), density),
-        "powersgd rank 4": PowerSGD(gradient, TorchTransport(), rank=4),
+        "dense fp32": Dense(gradient, way(), torch.float32),
+        "dense bf16": Dense(gradient, way(), torch.bfloat16),
+        "naive topk": Naive(gradient, way(), density),
+        "powersgd rank 4": PowerSGD(gradient, way(), rank=4),
     }
-    return found | {
-        name: Ours(gradient, TorchTransport(), {"density": density, **settings}) for name, settings in SPARSE.items()
-    }
+    return found | {name: Ours(gradient, way(), {"density": density, **settings}) for name, settings in SPARSE.items()}
 
 
-def measure(place: Place, plan: Plan) -> dict[str, Any]:
+def measure(place: Place, plan: Plan, way: Way) -> dict[str, Any]:
     """Return this rank's figures: n, seconds of one hop, and per candidate seconds, meter and interface bytes sent
     in each round (None without an interface), predicted volume and messages. Collective."""
     gradient = Gradient(plan.size, place.rank)
-    candidates = build(gradient, plan.density)
+    candidates = build(gradient, plan.density, way)
+    meeting = way()
     try:
-        hop = latency(place.ranks)
+        hop = latency(meeting)
         figures: dict[str, dict[str, Any]] = {
             name: {"seconds": [], "payload": [], "interface": [], **dataclasses.asdict(candidate.volume())}
             for name, candidate in candidates.items()
@@ -59,7 +65,7 @@ def measure(place: Place, plan: Plan) -> dict[str, Any]:
         for turn in range(WARMUP + plan.rounds):
             gradient.draw(turn)
             for name, candidate in candidates.items():
-                seen = once(candidate, place.interface)
+                seen = once(candidate, meeting, place.interface)
                 if turn >= WARMUP:
                     for key, value in seen.items():
                         figures[name][key].append(value)
@@ -69,15 +75,15 @@ def measure(place: Place, plan: Plan) -> dict[str, Any]:
             candidate.close()
 
 
-def once(candidate: Candidate, interface: str | None) -> dict[str, float | None]:
+def once(candidate: Candidate, meeting: Transport, interface: str | None) -> dict[str, float | None]:
     """Return seconds, meter and interface bytes sent of one call. Collective."""
     candidate.prepare()
-    dist.barrier()
+    meeting.barrier()
     wire, booked = sent_bytes(interface), candidate.transport.meter.total
     start = time.perf_counter()
     candidate.exchange()
     seconds = time.perf_counter() - start
-    dist.barrier()  # what a rank sends counts when its peers have it
+    meeting.barrier()  # what a rank sends counts when its peers have it
     now = sent_bytes(interface)
     return {
         "seconds": seconds,
@@ -86,15 +92,15 @@ def once(candidate: Candidate, interface: str | None) -> dict[str, float | None]
     }
 
 
-def latency(ranks: int) -> float:
+def latency(meeting: Transport) -> float:
     """Return the median seconds of one hop: a 4-byte all-reduce takes 2 (P-1) of them. Collective."""
     word, spent = torch.zeros(1), []
     for _ in range(PINGS):
-        dist.barrier()
+        meeting.barrier()
         start = time.perf_counter()
-        dist.all_reduce(word)
+        meeting.all_reduce(word, "control")
         spent.append(time.perf_counter() - start)
-    return statistics.median(spent) / (2 * (ranks - 1))
+    return statistics.median(spent) / (2 * (meeting.size - 1))
 
 
 def sent_bytes(interface: str | None) -> int | None:
@@ -124,10 +130,23 @@ def end_after(seconds: float) -> None:
 
 
 @contextlib.contextmanager
-def joined(place: Place) -> Iterator[None]:
-    """Hold the default process group, and end this process when its time is over. Collective."""
+def joined(place: Place) -> Iterator[Way]:
+    """Join the other ranks, and end this process when its time is over. Collective.
+
+    Hosts share no cores: the ranks spread over those of this machine, as far as there are enough of them.
+    """
     end_after(place.limit_s)
+    keep_freed_memory()
     torch.set_num_threads(1)
+    cores = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, set(cores[place.rank :: place.ranks]) or {cores[place.rank % len(cores)]})
+    with _mpi(place) if place.transport == "mpi" else _gloo(place) as way:
+        yield way
+        way().barrier()
+
+
+@contextlib.contextmanager
+def _gloo(place: Place) -> Iterator[Way]:
     dist.init_process_group(
         "gloo",
         init_method=f"tcp://{place.address}:{place.port}",
@@ -136,19 +155,31 @@ def joined(place: Place) -> Iterator[None]:
         timeout=datetime.timedelta(seconds=place.limit_s),
     )
     try:
-        yield
-        dist.barrier()
+        yield TorchTransport
     finally:
         dist.destroy_process_group()
 
 
+@contextlib.contextmanager
+def _mpi(place: Place) -> Iterator[Way]:
+    transport = mpi_world(timeout=place.limit_s).transport
+    assert isinstance(transport, MpiTransport)
+    try:
+        yield lambda: MpiTransport(transport.communicator, timeout=place.limit_s)
+    except BaseException:
+        traceback.print_exc()
+        transport.communicator.Abort(1)  # MPI's own end would wait for the other ranks
+        raise
+
+
 def main(path: str) -> None:
-    """Join the ranks, measure, print."""
-    spec = json.loads(pathlib.Path(path).read_text())
-    place = Place(**spec["place"])
-    with joined(place):
-        figures = measure(place, Plan(**spec["plan"]))
-    print(json.dumps(figures))
+    """Join the ranks, measure, write the figures beside the specification."""
+    spec = pathlib.Path(path)
+    found = json.loads(spec.read_text())
+    place = Place(**found["place"])
+    with joined(place) as way:
+        figures = measure(place, Plan(**found["plan"]), way)
+    spec.with_suffix(".figures").write_text(json.dumps(figures))
 
 
 if __name__ == "__main__":

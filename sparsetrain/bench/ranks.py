@@ -1,15 +1,17 @@
 """Runs a program as ranks: a process per host, over links of a given rate or over loopback.
 
-The program is a module that `python -m MODULE SPEC.json` starts; it prints its figures as JSON when it ends well.
+The program is a module that `python -m MODULE N.json` starts; it writes its figures to N.figures when it ends well.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import importlib.util
 import json
 import os
 import pathlib
+import shutil
 import socket
 import subprocess
 import sys
@@ -23,6 +25,15 @@ from sparsetrain.bench import links, namespaces
 from sparsetrain.bench.hosts import Hosts
 from sparsetrain.launch import signals
 
+TRANSPORTS = ("gloo", "mpi")
+# MPICH looks for the host's fastest network; its launcher starts the ranks itself.
+MPI = {
+    "HYDRA_IFACE": "lo",
+    "HYDRA_LAUNCHER": "fork",
+    "MPIR_CVAR_CH4_NETMOD": "ofi",
+    "FI_PROVIDER": "tcp",
+    "FI_TCP_IFACE": "lo",
+}
 TAIL = 12  # lines of a failed rank
 POLL_S = 0.1
 
@@ -35,13 +46,14 @@ class RankFailed(RuntimeError):
 class Ranks:
     """`hosts` ranks on links of `rate` ("100mbit", "none"), or plain processes when `loopback`.
 
-    No rank lives longer than `limit_s` seconds.
+    No rank lives longer than `limit_s` seconds. MPI's ranks are started by mpiexec, on the loopback only.
     """
 
     hosts: int = 4
     rate: str = "100mbit"
     loopback: bool = False
     limit_s: float = 1800.0
+    transport: str = "gloo"
 
     def __post_init__(self) -> None:
         """Raise ValueError where a number makes no sense."""
@@ -50,10 +62,14 @@ class Ranks:
             raise ValueError("want at least 2 hosts and a second")
         if self.loopback and self.rate != "none":
             raise ValueError(f"rate {self.rate}: loopback has no rate; allowed: none")
+        if self.transport not in TRANSPORTS:
+            raise ValueError(f"transport {self.transport}: no such transport; allowed: {', '.join(TRANSPORTS)}")
+        if self.transport == "mpi" and not self.loopback:
+            raise ValueError("transport mpi: its ranks run here on the loopback only; allowed: with --loopback")
 
     def describe(self) -> str:
         """Return the ranks and where they run, for a table's heading."""
-        return f"{self.hosts} ranks, " + ("loopback" if self.loopback else f"{self.rate} links")
+        return f"{self.hosts} ranks, " + (f"{self.transport} on loopback" if self.loopback else f"{self.rate} links")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -66,6 +82,7 @@ class Place:
     port: int
     limit_s: float
     interface: str | None = None
+    transport: str = "gloo"
 
 
 class Loopback:
@@ -108,25 +125,40 @@ class Loopback:
 
 
 def run(ranks: Ranks, module: str, plan: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return what each rank's program printed; it finds its Place and `plan` in its SPEC.json.
+    """Return what each rank's program wrote; it finds its Place and `plan` in its N.json.
 
-    Raises RankFailed, and HostsUnavailable where there can be no hosts; nothing is left running then.
+    Raises RankFailed, ValueError where MPI cannot start, and HostsUnavailable where there can be no hosts; nothing is
+    left running then.
     """
+    starter = _mpiexec() if ranks.transport == "mpi" else ""
     hosts = Loopback() if ranks.loopback else Hosts(ranks.hosts, ranks.rate)
     with tempfile.TemporaryDirectory(prefix="sparsetrain-bench-") as name, hosts, signals.listening() as stop:
         folder = pathlib.Path(name)
-        processes = _start(ranks, hosts, module, plan, folder)
+        programs = _programs(ranks, hosts, module, plan, folder)
+        if starter:
+            together = [
+                part for rank, program in enumerate(programs) for part in (":" * bool(rank), "-n", "1", *program)
+            ]
+            programs = [[starter, *filter(None, together)]]
+        processes = _start(hosts, programs, folder, MPI if starter else {})
         _wait(ranks, processes, folder, stop)
-        return [json.loads((folder / f"{rank}.out").read_text()) for rank in range(ranks.hosts)]
+        return [json.loads((folder / f"{rank}.figures").read_text()) for rank in range(ranks.hosts)]
 
 
-def _start(
+def _mpiexec() -> str:
+    places = os.pathsep.join((str(pathlib.Path(sys.executable).parent), os.environ.get("PATH", "")))
+    found = shutil.which("mpiexec", path=places)
+    if found is None or importlib.util.find_spec("mpi4py") is None:
+        raise ValueError("transport mpi: needs mpi4py and mpiexec: pip install 'sparsetrain[mpi]'")
+    return found
+
+
+def _programs(
     ranks: Ranks, hosts: Hosts | Loopback, module: str, plan: Mapping[str, Any], folder: pathlib.Path
-) -> list[subprocess.Popen[str]]:
+) -> list[list[str]]:
+    """Write each rank's specification; return the programs to start."""
     port = _free_port() if ranks.loopback else 29500
     counted = None if ranks.loopback else hosts.interface  # loopback's counter is one for all ranks
-    env = {**os.environ, "GLOO_SOCKET_IFNAME": hosts.interface, "OMP_NUM_THREADS": "1"}
-    processes = []
     for rank in range(ranks.hosts):
         place = Place(
             rank=rank,
@@ -135,12 +167,20 @@ def _start(
             port=port,
             limit_s=ranks.limit_s,
             interface=counted,
+            transport=ranks.transport,
         )
-        spec = folder / f"{rank}.json"
-        spec.write_text(json.dumps({"place": dataclasses.asdict(place), "plan": dict(plan)}))
-        program = [sys.executable, "-m", module, str(spec)]
-        with (folder / f"{rank}.out").open("w") as out, (folder / f"{rank}.err").open("w") as err:
-            processes.append(hosts.start(rank, program, env=env, stdout=out, stderr=err))
+        (folder / f"{rank}.json").write_text(json.dumps({"place": dataclasses.asdict(place), "plan": dict(plan)}))
+    return [[sys.executable, "-m", module, str(folder / f"{rank}.json")] for rank in range(ranks.hosts)]
+
+
+def _start(
+    hosts: Hosts | Loopback, programs: Sequence[Sequence[str]], folder: pathlib.Path, extra: Mapping[str, str]
+) -> list[subprocess.Popen[str]]:
+    env = {**os.environ, "GLOO_SOCKET_IFNAME": hosts.interface, "OMP_NUM_THREADS": "1", **extra}
+    processes = []
+    for number, program in enumerate(programs):
+        with (folder / f"{number}.err").open("w") as err:
+            processes.append(hosts.start(number, program, env=env, stdout=err, stderr=err))
     return processes
 
 
@@ -151,9 +191,10 @@ def _wait(ranks: Ranks, processes: Sequence[subprocess.Popen[str]], folder: path
     while None in codes:
         stop.check()
         codes = [process.poll() for process in processes]
-        for rank, code in enumerate(codes):
+        for number, code in enumerate(codes):
             if code:
-                raise RankFailed(f"rank {rank} ended with code {code}:\n{_tail(folder / f'{rank}.err')}")
+                who = "mpiexec" if ranks.transport == "mpi" else f"rank {number}"
+                raise RankFailed(f"{who} ended with code {code}:\n{_tail(folder / f'{number}.err')}")
         if time.monotonic() > deadline:
             raise RankFailed(f"the ranks did not end within {ranks.limit_s:g} s")
         time.sleep(POLL_S)

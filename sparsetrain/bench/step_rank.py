@@ -140,12 +140,13 @@ def once(step: Step, steps: int, interface: str | None) -> tuple[float, float | 
 
 
 def main(path: str) -> None:
-    """Join the ranks, measure, print."""
-    spec = json.loads(pathlib.Path(path).read_text())
-    place = Place(**spec["place"])
+    """Join the ranks, measure, write the figures beside the specification."""
+    spec = pathlib.Path(path)
+    found = json.loads(spec.read_text())
+    place = Place(**found["place"])
     with joined(place):
-        figures = measure(place, Plan(**spec["plan"]))
-    print(json.dumps(figures))
+        figures = measure(place, Plan(**found["plan"]))
+    spec.with_suffix(".figures").write_text(json.dumps(figures))
 
 
 if __name__ == "__main__":

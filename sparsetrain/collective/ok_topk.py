@@ -35,7 +35,7 @@ class OkTopk(SplitReduce):
         passed on in a trial), and looking costs four small messages: so the default is every time.
         """
 
-        rebalance: Positive = 64
+        rebalance: Positive = 8
         select_every: Positive = 1
 
     def __init__(self, config: Config) -> None:

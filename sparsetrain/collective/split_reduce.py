@@ -33,7 +33,7 @@ class SplitReduce(Collective):
     class Config:
         """`rebalance`: exchanges between two looks at where the entries lie."""
 
-        rebalance: Positive = 64
+        rebalance: Positive = 8
 
     def __init__(self, config: Any) -> None:
         super().__init__(config)

@@ -54,7 +54,8 @@ def check(job: Job) -> None:
         )
     if exchange.every > job.train.steps:
         raise JobError(
-            f"exchange.every: {exchange.every} is more than train.steps ({job.train.steps}): nothing would be sent"
+            f"exchange.every: {exchange.every} is more than train.steps ({job.train.steps}): nothing would be sent; "
+            "allowed: at most that"
         )
     boundaries = {"checkpoint.every": job.checkpoint.every, "train.evaluate_every": job.train.evaluate_every}
     if masks is not None:
@@ -62,8 +63,8 @@ def check(job: Job) -> None:
     for path, value in boundaries.items():
         if value % exchange.every:
             raise JobError(
-                f"{path}: {value} is not a multiple of exchange.every ({exchange.every}): "
-                "replicas are equal only at exchanges"
+                f"{path}: {value} is not a multiple of exchange.every ({exchange.every}): replicas are equal only at "
+                "exchanges; allowed: its multiples, or another exchange.every"
             )
     if masks is not None and masks.end <= masks.begin and masks.method.name != "static":
         raise JobError(f"masks.end: {masks.end} must be greater than masks.begin ({masks.begin})")

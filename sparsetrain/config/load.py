@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from sparsetrain import registry
 from sparsetrain.config.component import Component, adapter
+from sparsetrain.config.defaults import settle
 from sparsetrain.config.errors import JobError, describe
 from sparsetrain.config.job import Job
 
@@ -51,7 +52,7 @@ def parse(tree: dict[str, Any]) -> Job:
     from sparsetrain.config.check import check
 
     try:
-        job = adapter(Job).validate_python(tree)
+        job = adapter(Job).validate_python(settle(tree))
     except ValidationError as error:
         raise JobError(describe(error, lambda path: _fields_at(path, tree))) from error
     check(job)

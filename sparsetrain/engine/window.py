@@ -61,6 +61,8 @@ class Window:
             "grad/density": stats.density,
             "grad/sent": stats.sent,
             "grad/active": stats.active,
+            "grad/distinct": stats.distinct,
+            "grad/energy": state.exchange.energy(),
             "grad/residual_norm": state.exchange.residual_norm(),
             **{f"comm/{kind}_bytes": sent for kind, sent in meter.sent.items()},
             "comm/total_bytes": meter.total,

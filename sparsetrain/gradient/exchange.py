@@ -130,10 +130,9 @@ class GradientExchange:
         while round_.next >= 0:
             self._launch(round_)
         self.small.take(gradients, round_.factor)
-        number = len(self.channels)
-        small = self.pipeline.submit(
-            lambda: None, lambda _: self.small.exchange(self.epoch, number, self.codec, self.ways[0]), 0
-        )
+        # Not behind the last bucket, which is the first channel: both travel at once.
+        number, way = len(self.channels), min(1, len(self.ways) - 1)
+        small = self.pipeline.send(lambda: self.small.exchange(self.epoch, number, self.codec, self.ways[way]), way)
         outcomes = [future.result() for future in round_.futures]
         rounded = small.result()
         if not (rounded.finite and all(outcome.finite for outcome in outcomes)):
@@ -261,6 +260,12 @@ class GradientExchange:
         if "residual" not in self.feedback.fields:
             return float("nan")
         return float(sum(float(c.read("residual").double().square().sum()) for c in self.channels) ** 0.5)
+
+    def energy(self) -> float:
+        """Return the share of the squared norm of gradient plus residual that this rank sent in the last exchange;
+        nan where the error feedback keeps no residual."""
+        sent, left = self.stats.sent_square, self.residual_norm() ** 2
+        return sent / (sent + left) if sent + left > 0.0 else float("nan")
 
     def state_bytes(self) -> int:
         """Return the bytes that kept state and its buffers take on this rank."""

@@ -1,4 +1,4 @@
-"""The threads through which buckets leave: one selects, the others communicate, all first in, first out.
+"""The threads through which gradients leave: one selects, the others communicate, all first in, first out.
 
 Every collective of the exchange is issued by one of the latter, each of which has its own way to the other ranks, in
 the order of submission, which is the same on all ranks; never from a callback. With several ways some buckets are on
@@ -19,7 +19,8 @@ AHEAD = 1  # buckets that are selected before a way is free for them
 
 
 class Pipeline:
-    """`submit(first, second, way)` runs first() on one thread and then second(its result) on thread number `way`."""
+    """`submit(first, second, way)` runs first() on one thread and then second(its result) on thread number `way`;
+    `send(work, way)` runs work() there, with nothing before it."""
 
     def __init__(self, ways: int) -> None:
         self.selecting = _Stage("sparsetrain-select")
@@ -42,6 +43,10 @@ class Pipeline:
         selected = self.selecting.submit(select)
         return self.ways[way].submit(communicate)
 
+    def send(self, work: Work, way: int) -> Future[Any]:
+        """Return the future of work(); an exception of it is raised by its `result`."""
+        return self.ways[way].submit(work)
+
     def close(self) -> None:
         """End all threads after what has been submitted."""
         for stage in (self.selecting, *self.ways):
@@ -54,6 +59,10 @@ class Inline:
     def submit(self, first: Callable[[], Any], second: Callable[[Any], Any], way: int) -> Future[Any]:
         """Return the finished future of second(first())."""
         return _run(lambda: second(first()), Future())
+
+    def send(self, work: Work, way: int) -> Future[Any]:
+        """Return the finished future of work()."""
+        return _run(work, Future())
 
     def close(self) -> None:
         """Nothing to end."""

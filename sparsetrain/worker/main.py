@@ -44,6 +44,7 @@ def run_worker(
     Raises whatever the loop raises; then no collective is issued any more, so that a failed rank ends at once.
     """
     from sparsetrain.engine.matmul import prefer_fast_matmul
+    from sparsetrain.engine.memory import keep_freed_memory
     from sparsetrain.engine.trainer import train
 
     if job.cluster.threads_per_worker:
@@ -52,6 +53,7 @@ def run_worker(
     device = pick_device(job, place)
     if device.type == "cpu":
         prefer_fast_matmul(log)
+        keep_freed_memory()
     with process_group(job, place, device, log, listener):
         transport = TorchTransport(device) if place.size > 1 else Alone(device)
         world = World(

@@ -6,6 +6,7 @@ import json
 import pathlib
 import tempfile
 
+import mpi_ranks
 import pytest
 import torch
 from ranks import gloo_ranks
@@ -59,6 +60,33 @@ def test_loopback_ranks_fill_all_rows(capsys):
     assert folders() == before
 
 
+@pytest.mark.timeout(110)
+def test_mpi_ranks_fill_all_rows_with_the_same_bytes(capsys):
+    if reason := mpi_ranks.missing():
+        pytest.skip(reason)
+    wanted = ("--hosts", "2", "--size", "2e5", "--density", "0.05", "--rounds", "1", "--loopback", "--limit", "90")
+    code, out, err = bench(capsys, *wanted, "--transport", "mpi", "--json")
+    assert code == 0, err
+    result = json.loads(out)
+    assert "mpi" in result["where"]
+    rows = {each["name"]: each for each in result["rows"]}
+    assert list(rows) == NAMES
+    assert all(each["seconds"] > 0 for each in rows.values())
+    assert rows["dense fp32"]["payload_bytes"] == 4 * 200_000
+    assert 6 * 10_000 < rows["allgather int32 bf16"]["payload_bytes"] < 6 * 10_000 + 100
+
+
+@pytest.mark.timeout(60)
+def test_mpi_ranks_past_their_limit_fail_the_command(capsys):
+    if reason := mpi_ranks.missing():
+        pytest.skip(reason)
+    before = folders()
+    wanted = ("--hosts", "2", "--loopback", "--size", "1e5", "--transport", "mpi", "--limit", "0.05")
+    code, out, err = bench(capsys, *wanted)
+    assert (code, out) == (1, "")
+    assert "mpiexec" in err and folders() == before
+
+
 @pytest.mark.netns
 @pytest.mark.timeout(110)
 def test_interface_counts_what_the_meter_counts(possible):
@@ -105,6 +133,8 @@ MISTAKES = {
     "density": (["--density", "1.5"], "density in (0, 1]"),
     "rounds": (["--rounds", "0"], "1 round"),
     "loopback": (["--loopback", "--rate", "1gbit"], "loopback has no rate"),
+    "transport": (["--loopback", "--transport", "smoke"], "allowed: gloo, mpi"),
+    "mpi": (["--transport", "mpi"], "--loopback"),
     "zero": (["--hosts", "0", "--rate", "1gbit"], "loopback has no rate"),
 }
 

@@ -70,6 +70,31 @@ def test_mass_is_conserved_inside_the_mask(size, masked, values, regime):
             assert torch.all(sent[~inside] == 0) and torch.all(new[~inside] == 0)
 
 
+def test_energy_is_the_share_of_the_squared_norm_that_was_sent():
+    options = {"regime": "sparse", "density": 0.1, "values": "fp32"}
+
+    def body(world: World) -> tuple[float, float]:
+        exchange = GradientExchange(exchange_config(**options), SHAPES, world, 1)
+        given_in = gradients(world.rank, 0)
+        exchange.aggregate(given_in)
+        sent = total = 0.0
+        for channel in exchange.channels:
+            whole = torch.cat([given_in[name].reshape(-1) for name in channel.bucket.names]).square()
+            k = max(1, round(0.1 * whole.numel()))
+            sent, total = sent + float(whole.topk(k).values.sum()), total + float(whole.sum())
+        return exchange.energy(), sent / total
+
+    for found, expected in Simulation(2).run(body):
+        assert 0.2 < expected < 0.8
+        assert found == pytest.approx(expected, rel=1e-4)
+
+
+def test_no_residual_no_energy():
+    options = {"error_feedback": "none", "density": 0.1}
+    world = Simulation(1).run(lambda world: GradientExchange(exchange_config(**options), SHAPES, world, 1).energy())
+    assert world[0] != world[0]
+
+
 @pytest.mark.parametrize("size", [2, 4])
 def test_all_ranks_hold_the_same_bits(size):
     ranks = Simulation(size).run(lambda world: run(world, {"density": 0.03}, masked=True))

@@ -20,7 +20,7 @@ COMPILERS = ("c++", "g++", "clang++")
 
 
 def examine(env: Mapping[str, str]) -> dict[str, str]:
-    """Return facts by name: versions, processors, memory, disk, network, W&B mode, compiler."""
+    """Return facts by name: versions, processors, memory, disk, network, W&B mode, compiler, kernels."""
     return {
         "sparsetrain": _version("sparsetrain"),
         "python": f"{platform.python_version()} on {platform.system()} {platform.machine()}",
@@ -32,6 +32,7 @@ def examine(env: Mapping[str, str]) -> dict[str, str]:
         "wandb mode": resolve_mode("auto", env, pathlib.Path.home() / ".netrc"),
         "interface": _interface(),
         "compiler": _compiler(env),
+        "kernels": _kernels(),
     }
 
 
@@ -70,6 +71,15 @@ def _interface() -> str:
         outward = None
     names = ", ".join(f"{name} {address}" for name, address in found.items())
     return f"{outward or 'loopback only'} ({socket.gethostname()}: {names or 'unknown'})"
+
+
+def _kernels() -> str:
+    from sparsetrain.kernels import versions  # builds them where they are not yet built
+
+    try:
+        return versions.describe()
+    except (ValueError, RuntimeError) as error:
+        return f"none: {error}"
 
 
 def _compiler(env: Mapping[str, str]) -> str:

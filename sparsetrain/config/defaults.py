@@ -1,0 +1,37 @@
+"""Defaults that depend on another part of the job."""
+
+from __future__ import annotations
+
+from typing import Any
+
+STEPS = (5, 4, 6, 3, 2)  # between two exchanges, the best first
+SHARE = 0.01  # of the entries, a step
+EVALUATE = 100  # job.Train.evaluate_every
+
+
+def settle(tree: dict[str, Any]) -> dict[str, Any]:
+    """Return the job's tree with local steps where AdamW exchanges sparsely and the job says neither how often nor how
+    much: 1 % of the entries a step, as without them, but Adam keeps its dense local gradients.
+
+    Five steps, or the next best number of which all boundaries that the job names (evaluation, checkpoints, masks) are
+    multiples. docs/records/training.md holds the runs behind it. A tree that is malformed is returned as it is.
+    """
+    optimizer, exchange = tree.get("optimizer", "adamw"), tree.get("exchange", {})
+    name = optimizer.get("name", "adamw") if isinstance(optimizer, dict) else optimizer
+    if name != "adamw" or not isinstance(exchange, dict) or exchange.get("regime", "sparse") != "sparse":
+        return tree
+    if {"every", "density"} & exchange.keys():
+        return tree
+    steps = _number(tree, "train", "steps", max(STEPS))
+    named = [_number(tree, "train", "evaluate_every", EVALUATE)]
+    named += [_number(tree, room, "every", 0) for room in ("checkpoint", "masks")]
+    for every in STEPS:
+        if every <= steps and not any(boundary % every for boundary in named):
+            return {**tree, "exchange": {**exchange, "every": every, "density": SHARE * every}}
+    return tree
+
+
+def _number(tree: dict[str, Any], room: str, field: str, otherwise: int) -> int:
+    part = tree.get(room)
+    number = part.get(field, otherwise) if isinstance(part, dict) else otherwise
+    return number if isinstance(number, int) else otherwise
