@@ -95,7 +95,7 @@ def local_steps() -> Iterator[tuple[str, str]]:
 
 def long() -> Iterator[tuple[str, str]]:
     """The best of both, for longer."""
-    for rate in (1e-3, 2e-3):
+    for rate in (1e-3, 2e-3, 3e-3):
         yield f"dense adamw {rate:g}", f"{DENSE} {adamw(rate)}"
     for rate in (2e-3, 3e-3, 5e-3):
         for every, density in ((5, 0.05), (10, 0.1), (10, 0.01)):
@@ -133,9 +133,9 @@ FINALISTS: dict[str, set[str]] = {
         *("dense 0.001", "dense 0.002", "dense 0.003", "H=5 d=0.05 0.003", "H=5 d=0.05 0.005"),
         *("H=10 d=0.1 0.003", "H=10 d=0.1 0.005", "H=10 d=0.01 0.005"),
     },
-    "long": {"dense adamw 0.001", "H=5 d=0.05 adamw 0.003", "H=10 d=0.1 adamw 0.003", "H=10 d=0.01 adamw 0.003"},
+    "long": {"dense adamw 0.002", "dense adamw 0.003", "H=5 d=0.05 adamw 0.003", "H=10 d=0.01 adamw 0.003"},
     "images": {
-        *("dense 0.1", "ef14 0.01 0.1", "ef14 0.001 0.1", "dgc 0.01 0.03", "dgc 0.001 0.03"),
+        *("dense 0.1", "ef14 0.01 0.1", "ef14 0.001 0.1", "dgc 0.01 0.3", "dgc 0.001 0.3"),
         *("ef14 warm-up 0.01 0.1", "ef14 warm-up 0.001 0.1"),
     },
 }

@@ -2,8 +2,7 @@
 
 A process per host, four candidates that users have today and several of ours, in turns. The hosts share one machine's
 processors: with more hosts than cores, what a candidate computes counts against it more than on real machines.
-Memory: about 3.3 GB per host at 25 million elements. ok_topk's exact threshold falls into the warm-up round; over a run
-it comes every 32 exchanges.
+Memory: about 3.3 GB per host at 25 million elements.
 """
 
 from __future__ import annotations

@@ -2,8 +2,7 @@
 
 All ranks live in this process (collective/simulated.py), with int32 places and fp32 values: an entry is two words of
 four bytes. Counted is all that a step's exchange sends, headers, lengths and ok_topk's counts included; an all-reduce
-is booked as a ring, 2 n (P-1)/P. split_reduce and ok_topk look at their regions once in 64 exchanges: that is
-2 (P-1)^2 words, and falls into the warm-up.
+is booked as a ring, 2 n (P-1)/P. So are the looks of split_reduce and ok_topk at their regions.
 
 The gradients: LAYERS parts of other scales, so that entries lie unevenly over the regions; 0.36 of the variance is
 common to all ranks and the rest is a rank's own, so that their places overlap in part. Every rank keeps what did not
