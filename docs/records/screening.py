@@ -133,7 +133,7 @@ FINALISTS: dict[str, set[str]] = {
         *("dense 0.001", "dense 0.002", "dense 0.003", "H=5 d=0.05 0.003", "H=5 d=0.05 0.005"),
         *("H=10 d=0.1 0.003", "H=10 d=0.1 0.005", "H=10 d=0.01 0.005"),
     },
-    "long": {"dense adamw 0.002", "dense adamw 0.003", "H=5 d=0.05 adamw 0.003", "H=10 d=0.01 adamw 0.003"},
+    "long": {"dense adamw 0.002", "dense adamw 0.003", "H=5 d=0.05 adamw 0.003", "H=10 d=0.01 adamw 0.005"},
     "images": {
         *("dense 0.1", "ef14 0.01 0.1", "ef14 0.001 0.1", "dgc 0.01 0.3", "dgc 0.001 0.3"),
         *("ef14 warm-up 0.01 0.1", "ef14 warm-up 0.001 0.1"),
