@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -40,7 +41,20 @@ def _plotting(ctx: click.Context, param: click.Parameter, value: str | None) -> 
     return value
 
 
-_plot = click.option("--plot", "picture", metavar="FILE.svg", callback=_plotting, help="Draw a chart; .svg or .png.")
+def _options(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Return one decorator that adds all of `options`."""
+    return lambda function: functools.reduce(lambda made, option: option(made), reversed(options), function)
+
+
+_output = _options(
+    click.option("--json", "as_json", is_flag=True, help="Print one JSON document on standard output."),
+    click.option("--plot", "picture", metavar="FILE.svg", callback=_plotting, help="Draw a chart; .svg or .png."),
+)
+_links = _options(
+    click.option("--rate", metavar="RATE", help="Of each link: 100mbit (default), 1gbit, none, and the like."),
+    click.option("--loopback", is_flag=True, help="Plain processes instead of network namespaces; needs no root."),
+    click.option("--limit", type=float, default=1800.0, show_default=True, help="Seconds after which a rank is ended."),
+)
 
 
 @click.group(cls=Verbs)
@@ -53,8 +67,7 @@ def bench() -> None:
 @click.option("--density", "densities", type=float, multiple=True, default=(0.001, 0.01, 0.1), show_default=True)
 @click.option("--threads", type=int, default=1, show_default=True, help="Cores that a kernel may take.")
 @click.option("--rounds", type=int, default=5, show_default=True, help="Turns of each candidate.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON document on standard output.")
-@_plot
+@_output
 def bench_select(
     sizes: tuple[float, ...],
     densities: tuple[float, ...],
@@ -80,8 +93,7 @@ def bench_select(
 @bench.command("codec")
 @click.option("--density", "densities", type=float, multiple=True, default=(0.001, 0.01, 0.1), show_default=True)
 @click.option("--rounds", type=int, default=5, show_default=True, help="Turns of each code.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON document on standard output.")
-@_plot
+@_output
 def bench_codec(densities: tuple[float, ...], rounds: int, as_json: bool, picture: str | None) -> None:
     """Measure every code on a real gradient: bits per entry, value error, throughput."""
     from sparsetrain.bench import plot
@@ -99,15 +111,12 @@ def bench_codec(densities: tuple[float, ...], rounds: int, as_json: bool, pictur
 
 @bench.command("exchange")
 @click.option("--hosts", type=click.IntRange(0), default=4, show_default=True, help="Ranks; 0: 4 on loopback.")
-@click.option("--rate", metavar="RATE", help="Of each link: 100mbit (default), 1gbit, none, and the like.")
+@_links
 @click.option("--size", type=float, default=25e6, show_default=True, help="Elements of the gradient.")
 @click.option("--density", type=float, default=0.01, show_default=True, help="Share of the entries that is sent.")
 @click.option("--rounds", type=int, default=5, show_default=True, help="Turns of each candidate.")
-@click.option("--loopback", is_flag=True, help="Plain processes instead of network namespaces; needs no root.")
 @click.option("--transport", default="gloo", show_default=True, help="gloo, or mpi (with --loopback).")
-@click.option("--limit", type=float, default=1800.0, show_default=True, help="Seconds after which a rank is ended.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON document on standard output.")
-@_plot
+@_output
 def bench_exchange(
     hosts: int,
     rate: str | None,
@@ -134,15 +143,12 @@ def bench_exchange(
 
 @bench.command("step")
 @click.option("--hosts", type=click.IntRange(0), default=2, show_default=True, help="Ranks; 0: 2 on loopback.")
-@click.option("--rate", metavar="RATE", help="Of each link: 100mbit (default), 1gbit, none, and the like.")
+@_links
 @click.option("--batch", type=int, default=4, show_default=True, help="Sequences a rank and step.")
 @click.option("--density", type=float, default=0.01, show_default=True, help="Share of the entries sent a step.")
 @click.option("--steps", type=int, default=10, show_default=True, help="Steps in a turn.")
 @click.option("--rounds", type=int, default=5, show_default=True, help="Turns of each candidate.")
-@click.option("--loopback", is_flag=True, help="Plain processes instead of network namespaces; needs no root.")
-@click.option("--limit", type=float, default=1800.0, show_default=True, help="Seconds after which a rank is ended.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON document on standard output.")
-@_plot
+@_output
 def bench_step(
     hosts: int,
     rate: str | None,
@@ -173,8 +179,7 @@ def bench_step(
 @click.option("--density", type=float, default=0.01, show_default=True, help="Share of the entries that is sent.")
 @click.option("--rounds", type=int, default=5, show_default=True, help="Steps that count, after three that do not.")
 @click.option("--seed", type=click.IntRange(0, 2**31 - 1), default=0, show_default=True, help="Of the gradients.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON document on standard output.")
-@_plot
+@_output
 def bench_volume(
     ranks: tuple[int, ...], size: float, density: float, rounds: int, seed: int, as_json: bool, picture: str | None
 ) -> None:
