@@ -32,7 +32,7 @@ from sparsetrain.collective.torch_dist import TorchTransport
 from sparsetrain.collective.transport import Transport
 from sparsetrain.engine.memory import keep_freed_memory
 
-WARMUP = 1  # rounds that are not kept: first touches of memory, first exact threshold of ok_topk
+WARMUP = 1  # rounds that are not kept: first touches of memory, first regions of ok_topk
 PINGS = 21
 
 

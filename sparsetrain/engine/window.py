@@ -51,6 +51,7 @@ class Window:
         """Return this window's metrics; byte counters are cumulative, `_per_step` ones are means of the window."""
         steps = max(1, len(self.losses))
         meter, stats = state.world.transport.meter, state.exchange.stats
+        residual = state.exchange.residual_norm()
         busy = sum(self.spans.values())
         exchanging = state.exchange.seconds - self.exchange_before
         dense = sum(p.numel() for p in state.parameters.values()) * 4.0
@@ -62,8 +63,8 @@ class Window:
             "grad/sent": stats.sent,
             "grad/active": stats.active,
             "grad/distinct": stats.distinct,
-            "grad/energy": state.exchange.energy(),
-            "grad/residual_norm": state.exchange.residual_norm(),
+            "grad/energy": stats.energy(residual),
+            "grad/residual_norm": residual,
             **{f"comm/{kind}_bytes": sent for kind, sent in meter.sent.items()},
             "comm/total_bytes": meter.total,
             "comm/gradient_bytes_per_step": (meter.sent["gradient"] - self.sent_before["gradient"]) / steps,

@@ -45,6 +45,11 @@ class ExchangeStats:
     sent_square: float = 0.0
     skipped: bool = False
 
+    def energy(self, residual_norm: float) -> float:
+        """Return the share of the squared norm of gradient plus residual that was sent; nan without a residual."""
+        both = self.sent_square + residual_norm**2
+        return self.sent_square / both if both > 0.0 else float("nan")
+
 
 class GradientExchange:
     """Turns local gradients into their mean over all ranks, by the regime that the job names.
@@ -260,12 +265,6 @@ class GradientExchange:
         if "residual" not in self.feedback.fields:
             return float("nan")
         return float(sum(float(c.read("residual").double().square().sum()) for c in self.channels) ** 0.5)
-
-    def energy(self) -> float:
-        """Return the share of the squared norm of gradient plus residual that this rank sent in the last exchange;
-        nan where the error feedback keeps no residual."""
-        sent, left = self.stats.sent_square, self.residual_norm() ** 2
-        return sent / (sent + left) if sent + left > 0.0 else float("nan")
 
     def state_bytes(self) -> int:
         """Return the bytes that kept state and its buffers take on this rank."""
