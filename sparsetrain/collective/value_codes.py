@@ -47,7 +47,7 @@ class FP32(ValueCode):
         return values.contiguous().view(torch.uint8)
 
     def decode(self, data: Tensor, count: int) -> Tensor:
-        return _finite(_plain(data, count, torch.float32))
+        return value_code.decode_fp32(data, count)
 
 
 class BF16(ValueCode):
@@ -61,12 +61,10 @@ class BF16(ValueCode):
         return 2 * count
 
     def encode(self, values: Tensor) -> Tensor:
-        # The largest fp32 numbers would round up to infinity.
-        top = torch.finfo(torch.bfloat16).max
-        return values.clamp(-top, top).to(torch.bfloat16).view(torch.uint8)
+        return value_code.encode_bf16(values)
 
     def decode(self, data: Tensor, count: int) -> Tensor:
-        return _finite(_plain(data, count, torch.bfloat16).float())
+        return value_code.decode_bf16(data, count)
 
 
 class Int8(ValueCode):
@@ -101,15 +99,3 @@ class Int4(ValueCode):
 
     def decode(self, data: Tensor, count: int) -> Tensor:
         return value_code.decode_int4(data, count)
-
-
-def _plain(data: Tensor, count: int, dtype: torch.dtype) -> Tensor:
-    if data.numel() != count * dtype.itemsize:
-        raise ValueError(f"{data.numel()} bytes for {count} values")
-    return data.clone().view(dtype)
-
-
-def _finite(values: Tensor) -> Tensor:
-    if values.numel() and not bool(torch.isfinite(values).all()):
-        raise ValueError("values that are not finite")
-    return values

@@ -1,6 +1,6 @@
-"""Values as 8 or 4 bits with a scale per block. What the rounding takes away is the caller's to keep.
+"""Values as 32 or 16 bits, or as 8 or 4 with a scale per block. What rounding takes away is the caller's to keep.
 
-Both are defined to the bit, so that the sender knows what receivers decode. Values must be finite. All bytes are
+All are defined to the bit, so that the sender knows what receivers decode. Values must be finite. All bytes are
 uint8 1-D CPU tensors, little-endian.
 """
 
@@ -15,6 +15,21 @@ from sparsetrain.kernels.reference import value_code as reference
 
 INT8_BLOCK = 256
 INT4_BLOCK = 64
+
+
+def decode_fp32(data: Tensor, count: int) -> Tensor:
+    """Return the `count` values (fp32) as `data` holds them. Raises CorruptCode for a wrong length or value."""
+    return _version().decode_fp32(_bytes(data, 4 * count, count), count)
+
+
+def encode_bf16(values: Tensor) -> Tensor:
+    """Return two bytes per value (fp32 1-D): the nearest bf16, half to even, the largest bf16 above that."""
+    return _version().encode_bf16(_values(values), 2 * values.numel())
+
+
+def decode_bf16(data: Tensor, count: int) -> Tensor:
+    """Return the `count` values (fp32). Raises CorruptCode for a wrong length or a value that is not finite."""
+    return _version().decode_bf16(_bytes(data, 2 * count, count), count)
 
 
 def int8_bytes(count: int) -> int:

@@ -8,10 +8,10 @@ from kernel_versions import serving
 from sparsetrain.kernels import value_code
 from sparsetrain.kernels.value_code import CorruptCode
 
-NAMES = ("int8", "int4")
+NAMES = ("bf16", "int8", "int4")
 ENCODE = {name: getattr(value_code, f"encode_{name}") for name in NAMES}
 DECODE = {name: getattr(value_code, f"decode_{name}") for name in NAMES}
-BYTES = {name: getattr(value_code, f"{name}_bytes") for name in NAMES}
+BYTES = {"bf16": lambda count: 2 * count, "int8": value_code.int8_bytes, "int4": value_code.int4_bytes}
 LARGEST = torch.finfo(torch.float32).max
 
 
@@ -46,6 +46,31 @@ def test_versions_write_the_same_bytes_and_read_the_same_values(libraries, name,
         with serving(library):
             assert torch.equal(ENCODE[name](drawn), wanted), version
             assert torch.equal(DECODE[name](wanted, count).view(torch.int32), read.view(torch.int32)), version
+
+
+def test_bf16_is_torchs_own_but_never_infinite(libraries):
+    drawn = torch.cat([values(4000, kind, 7) for kind in KINDS])
+    nearest = drawn.to(torch.bfloat16)
+    nearest[nearest.isinf()] = torch.finfo(torch.bfloat16).max * nearest[nearest.isinf()].sign()
+    for library in (None, *libraries.values()):
+        with serving(library):
+            assert torch.equal(value_code.encode_bf16(drawn), nearest.view(torch.uint8))
+
+
+@pytest.mark.parametrize("broken", [float("inf"), float("-inf"), float("nan")])
+def test_plain_values_that_are_not_finite_are_refused(libraries, broken):
+    drawn = values(1000, "spread", 3)
+    drawn[517] = broken
+    bf16, fp32 = drawn.to(torch.bfloat16).view(torch.uint8), drawn.view(torch.uint8)
+    for library in (None, *libraries.values()):
+        with serving(library):
+            with pytest.raises(CorruptCode):
+                value_code.decode_bf16(bf16, 1000)
+            with pytest.raises(CorruptCode):
+                value_code.decode_fp32(fp32, 1000)
+            assert torch.equal(
+                value_code.decode_fp32(values(1000, "spread", 3).view(torch.uint8), 1000), values(1000, "spread", 3)
+            )
 
 
 def test_int8_is_the_nearest_of_255_multiples():

@@ -15,15 +15,25 @@
 #if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VL__) && defined(__AVX512DQ__) && \
     defined(__BMI2__) && !defined(ST_PORTABLE)
 #define ST_AVX512 1
+#endif
+
+#if defined(__SSE2__)
 #include <immintrin.h>
+#define ST_STREAMS 1
 #endif
 
 #if defined(__linux__)
 #include <sys/mman.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 #endif
 
 #ifndef ST_PER_THREAD
 #define ST_PER_THREAD (1 << 19)  // elements that are worth a thread; tests take fewer
+#endif
+
+#ifndef ST_STREAM_FROM
+#define ST_STREAM_FROM (1 << 18)  // elements from which on a result leaves no line in cache; tests take fewer
 #endif
 
 #define ST_API extern "C" __attribute__((visibility("default")))
@@ -62,6 +72,40 @@ inline void advise_huge(void* memory, size_t bytes) {
 #endif
 }
 
+constexpr int64_t LINE = 16;  // elements of a cache line
+
+// Elements from `to` on up to the next cache line.
+inline int64_t until_line(const float* to) { return -(reinterpret_cast<uintptr_t>(to) / sizeof(float)) & (LINE - 1); }
+
+// Whether stores of `size` elements to `to` should go past the caches. An ordinary store to a line first reads it from
+// memory, which for what is only written is a read too many, and a large result is gone before anybody looks at it.
+inline bool streams(const float* to, int64_t size) {
+#ifdef ST_STREAMS
+    return size >= ST_STREAM_FROM && reinterpret_cast<uintptr_t>(to) % sizeof(float) == 0;
+#else
+    (void)to;
+    return false;
+#endif
+}
+
+// Stores one cache line past the caches; `to` begins one.
+inline void stream_line(float* to, const float* from) {
+#if defined(ST_AVX512)
+    _mm512_stream_ps(to, _mm512_loadu_ps(from));
+#elif defined(ST_STREAMS)
+    for (int i = 0; i < LINE; i += 4) _mm_stream_ps(to + i, _mm_loadu_ps(from + i));
+#else
+    std::memcpy(to, from, LINE * sizeof(float));
+#endif
+}
+
+// Makes streamed lines visible to other threads before what this thread stores next.
+inline void stream_end() {
+#ifdef ST_STREAMS
+    _mm_sfence();
+#endif
+}
+
 // Memory of one calling thread that grows and is kept, never cleared, so that no step after the first pays for pages.
 class Scratch {
   public:
@@ -86,6 +130,25 @@ class Scratch {
     size_t size_ = 0;
 };
 
+// The calls of an OpenMP library that the process has loaded. Its threads wait for the next work of the thread that
+// started them, and at first they wait busily: threads of our own would have to share the processors with them.
+struct OpenMP {
+    void (*parallel)(void (*)(void*), void*, unsigned, unsigned) = nullptr;  // GOMP_parallel
+    int (*member)() = nullptr;                                               // omp_get_thread_num
+    int (*size)() = nullptr;                                                 // omp_get_num_threads
+};
+
+inline OpenMP openmp;  // set once, before the first work
+
+// Other threads than the first have no such threads of their own yet, and whoever made them would keep them.
+inline bool first_thread() {
+#if defined(__linux__)
+    return getpid() == syscall(SYS_gettid);
+#else
+    return false;
+#endif
+}
+
 // Some threads that run one function together and can wait for each other inside it.
 class Team {
   public:
@@ -93,6 +156,16 @@ class Team {
     template <typename Body>
     static void run(int wanted, Body&& body) {
         Team team;
+        if (wanted > 1 && openmp.parallel != nullptr && first_thread()) {
+            auto work = [&] {
+                const int member = openmp.member();
+                if (member == 0) team.open(openmp.size());
+                if (member != 0) team.start();
+                body(team, member);
+            };
+            openmp.parallel([](void* call) { (*static_cast<decltype(work)*>(call))(); }, &work, wanted, 0);
+            return;
+        }
         std::vector<std::thread> others;
         try {
             others.reserve(wanted > 1 ? wanted - 1 : 0);

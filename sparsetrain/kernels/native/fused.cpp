@@ -1,5 +1,7 @@
 #include "fused.h"
 
+#include <algorithm>
+
 namespace st {
 namespace {
 
@@ -16,7 +18,7 @@ inline __m512 sum_of(const Sum& sum, int64_t i, __m512 scale, __mmask16 lanes) {
     return _mm512_add_ps(fresh, TERM == Term::plain ? old : _mm512_mul_ps(scale, old));
 }
 
-template <Term TERM>
+template <Term TERM, bool STREAM>
 void chunk_pass(const Sum& sum, int64_t begin, int64_t end, uint32_t low, uint32_t middle, Segment& segment) {
     const __m512 scale = _mm512_set1_ps(sum.scale);
     const __m512i every = _mm512_set1_epi32(static_cast<int>(MAGNITUDE));
@@ -29,7 +31,10 @@ void chunk_pass(const Sum& sum, int64_t begin, int64_t end, uint32_t low, uint32
         const __m512i magnitude = _mm512_and_si512(_mm512_castps_si512(acc), every);
         const __mmask16 candidate = _mm512_cmpge_epu32_mask(magnitude, low_bits);
         const __mmask16 stays = _mm512_cmplt_epu32_mask(magnitude, middle_bits);
-        _mm512_mask_storeu_ps(sum.buffer + i, lanes, _mm512_maskz_mov_ps(stays, acc));
+        if (STREAM && lanes == 0xffff)
+            _mm512_stream_ps(sum.buffer + i, _mm512_maskz_mov_ps(stays, acc));
+        else
+            _mm512_mask_storeu_ps(sum.buffer + i, lanes, _mm512_maskz_mov_ps(stays, acc));
         // Cheaper than storing nothing: stores to one place again and again wait for each other.
         if (candidate == 0) return;
         const __m512i place = _mm512_add_epi32(_mm512_set1_epi32(static_cast<int>(i)), lane);
@@ -38,6 +43,11 @@ void chunk_pass(const Sum& sum, int64_t begin, int64_t end, uint32_t low, uint32
         count += __builtin_popcount(candidate);
     };
     int64_t i = begin;
+    if (STREAM && until_line(sum.buffer + i)) {
+        const int64_t head = std::min(until_line(sum.buffer + i), end - i);
+        vector(i, static_cast<__mmask16>((1u << head) - 1));
+        i += head;
+    }
     for (; i + 32 <= end; i += 32) {
         // The processor's own prefetcher stays too close when the loop does this much; past the end it is harmless.
         for (int64_t line = AHEAD; line < AHEAD + 32; line += 16) {
@@ -54,12 +64,13 @@ void chunk_pass(const Sum& sum, int64_t begin, int64_t end, uint32_t low, uint32
 #else
 
 // Blocks of 16 that compilers turn into vectors; only blocks with a candidate are looked at one by one.
-template <Term TERM>
+template <Term TERM, bool STREAM>
 void chunk_pass(const Sum& sum, int64_t begin, int64_t end, uint32_t low, uint32_t middle, Segment& segment) {
     int64_t count = segment.count;
-    for (int64_t i = begin; i < end; i += 16) {
-        const int lanes = end - i >= 16 ? 16 : static_cast<int>(end - i);
-        float acc[16] = {};
+    for (int64_t i = begin, lanes; i < end; i += lanes) {
+        const int64_t head = STREAM ? until_line(sum.buffer + i) : 0;
+        lanes = std::min(end - i, head ? head : LINE);
+        float acc[16] = {}, rest[16];
         uint32_t bits[16];
         if (lanes == 16) {
             for (int j = 0; j < 16; j++) {
@@ -80,7 +91,12 @@ void chunk_pass(const Sum& sum, int64_t begin, int64_t end, uint32_t low, uint32
             candidates += magnitude >= low;
             bits[j] = magnitude >= middle ? 0 : bits[j];
         }
-        std::memcpy(sum.buffer + i, bits, 4 * lanes);
+        if (STREAM && lanes == LINE) {
+            std::memcpy(rest, bits, sizeof(bits));
+            stream_line(sum.buffer + i, rest);
+        } else {
+            std::memcpy(sum.buffer + i, bits, 4 * lanes);
+        }
         if (candidates == 0) continue;
         for (int j = 0; j < lanes; j++) {
             segment.places[count] = static_cast<int32_t>(i + j);
@@ -93,14 +109,24 @@ void chunk_pass(const Sum& sum, int64_t begin, int64_t end, uint32_t low, uint32
 
 #endif
 
+template <Term TERM, bool STREAM>
+int64_t pass(const Sum& sum, int64_t begin, int64_t end, uint32_t low, uint32_t middle, Segment& segment) {
+    int64_t start = begin;
+    for (int64_t stop; start < end; start = stop) {
+        stop = std::min(end, start + CHUNK);
+        if (segment.count + (stop - start) > segment.capacity) break;
+        chunk_pass<TERM, STREAM>(sum, start, stop, low, middle, segment);
+    }
+    if (STREAM) stream_end();
+    return start;
+}
+
 template <Term TERM>
 int64_t pass(const Sum& sum, int64_t begin, int64_t end, uint32_t low, uint32_t middle, Segment& segment) {
-    for (int64_t start = begin; start < end; start += CHUNK) {
-        const int64_t stop = end - start < CHUNK ? end : start + CHUNK;
-        if (segment.count + (stop - start) > segment.capacity) return start;
-        chunk_pass<TERM>(sum, start, stop, low, middle, segment);
-    }
-    return end;
+    // Where the sum replaces its term, its lines are in cache already.
+    const bool stream = sum.fresh != sum.buffer && sum.streams;
+    return stream ? pass<TERM, true>(sum, begin, end, low, middle, segment)
+                  : pass<TERM, false>(sum, begin, end, low, middle, segment);
 }
 
 }  // namespace

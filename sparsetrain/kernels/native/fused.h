@@ -26,10 +26,12 @@ struct Sum {
     float* buffer;
     float scale;
     Term term;
+    bool streams;  // the buffer is so large that what is written to it should not go through the caches
 
     // `old` may be null.
-    static Sum of(const float* old, float* buffer, float scale, bool scaled) {
-        return Sum{old, buffer, buffer, scale, old == nullptr ? Term::none : scaled ? Term::scaled : Term::plain};
+    static Sum of(const float* old, float* buffer, int64_t size, float scale, bool scaled) {
+        const Term term = old == nullptr ? Term::none : scaled ? Term::scaled : Term::plain;
+        return Sum{old, buffer, buffer, scale, term, st::streams(buffer, size)};
     }
 
     float at(int64_t i) const {

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sparsetrain.kernels.corrupt import CorruptCode
 from sparsetrain.kernels.native.memory import Blocks
+from sparsetrain.kernels.native.openmp import openmp_calls
 from sparsetrain.kernels.reference.index_code import IndexCodes
 from sparsetrain.kernels.reference.select import Range
 from sparsetrain.kernels.reference.value_code import ValueCodes
@@ -28,6 +29,7 @@ ARGUMENTS = {
     ],
     "st_merge": [POINTER, POINTER, POINTER, INT, POINTER, LONG, FLOAT, INT],
     "st_scatter_add": [POINTER, POINTER, LONG, POINTER, FLOAT, INT],
+    "st_use_openmp": [POINTER, POINTER, POINTER],
     "st_checksum": [POINTER, LONG],
     "st_check_ascending": [POINTER, LONG, LONG],
     "st_encode_elias_fano": [POINTER, LONG, INT, LONG, POINTER],
@@ -39,6 +41,9 @@ ARGUMENTS = {
     "st_decode_block16": [POINTER, LONG, LONG, POINTER],
     "st_encode_bitmap": [POINTER, LONG, LONG, POINTER],
     "st_decode_bitmap": [POINTER, LONG, LONG, LONG, POINTER],
+    "st_decode_fp32": [POINTER, LONG, POINTER],
+    "st_encode_bf16": [POINTER, LONG, POINTER],
+    "st_decode_bf16": [POINTER, LONG, POINTER],
     "st_encode_int8": [POINTER, LONG, POINTER],
     "st_decode_int8": [POINTER, LONG, POINTER],
     "st_encode_int4": [POINTER, LONG, POINTER],
@@ -48,11 +53,13 @@ RESULTS = {
     "st_select": LONG,
     "st_select_blocks": LONG,
     "st_scatter_add": None,
+    "st_use_openmp": None,
     "st_deltas_bytes": LONG,
     "st_checksum": ctypes.c_uint64,
     **{name: None for name in ARGUMENTS if name.startswith("st_encode")},
 }
 NOT_FINITE = -1
+NOT_FINITE_VALUES = "values that are not finite"
 SLACK = 128  # elements past the last candidate that a vector store may touch
 
 
@@ -67,6 +74,9 @@ class Library(IndexCodes, ValueCodes):
         for name, arguments in ARGUMENTS.items():
             function = getattr(self.calls, name)
             function.argtypes, function.restype = arguments, RESULTS.get(name, INT)
+        shared = openmp_calls()
+        if shared is not None:
+            self.calls.st_use_openmp(*shared)
 
     def select(
         self,
@@ -180,6 +190,21 @@ class Library(IndexCodes, ValueCodes):
         _accept(self.calls.st_decode_bitmap(data.data_ptr(), data.numel(), count, size, places.data_ptr()))
         return places
 
+    def decode_fp32(self, data: Tensor, count: int) -> Tensor:
+        values = _empty(count, torch.float32)
+        _accept(self.calls.st_decode_fp32(data.data_ptr(), count, values.data_ptr()), NOT_FINITE_VALUES)
+        return values
+
+    def encode_bf16(self, values: Tensor, total: int) -> Tensor:
+        data = _empty(total, torch.uint8)
+        self.calls.st_encode_bf16(values.data_ptr(), values.numel(), data.data_ptr())
+        return data
+
+    def decode_bf16(self, data: Tensor, count: int) -> Tensor:
+        values = _empty(count, torch.float32)
+        _accept(self.calls.st_decode_bf16(data.data_ptr(), count, values.data_ptr()), NOT_FINITE_VALUES)
+        return values
+
     def encode_int8(self, values: Tensor, total: int) -> Tensor:
         data = _empty(total, torch.uint8)
         self.calls.st_encode_int8(values.data_ptr(), values.numel(), data.data_ptr())
@@ -214,6 +239,6 @@ def _empty(count: int, dtype: torch.dtype) -> Tensor:
     return torch.empty(count, dtype=dtype, device="cpu")
 
 
-def _accept(verdict: int) -> None:
+def _accept(verdict: int, problem: str = "bytes that no encoder of this count and size writes") -> None:
     if verdict:
-        raise CorruptCode("bytes that no encoder of this count and size writes")
+        raise CorruptCode(problem)

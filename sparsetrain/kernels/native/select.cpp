@@ -1,5 +1,7 @@
 // Exact top-k of a sum: sample, one fused pass, ranking of the few candidates, corrections of the buffer.
 
+#include <algorithm>
+
 #include "fused.h"
 #include "radix.h"
 #include "rank.h"
@@ -9,6 +11,7 @@ namespace {
 
 constexpr uint32_t DRIFT = 7919;  // as in kernels/sampling.py
 constexpr int64_t AHEAD = 24;     // corrections whose cache lines are under way
+constexpr int64_t GROUP = 64;     // sampled positions likewise
 
 // As kernels/sampling.py plans it; count 0: no sample.
 struct Plan {
@@ -62,15 +65,27 @@ void sample(const Job& job, int64_t begin, int64_t end, uint32_t* to) {
     int64_t inside = begin * drift % stride;
     size_t which = job.parts.find(begin * job.size >> shift);
     Sum sum = job.parts.within(job.sum, which);
-    for (int64_t i = begin; i < end; i++) {
-        const int64_t place = (i * job.size >> shift) + inside;
-        if (place >= list[which + 1].begin) {
-            while (place >= list[which + 1].begin) which++;
-            sum = job.parts.within(job.sum, which);
+    // Each position is two cache misses: those of a group are under way together.
+    const float* fresh[GROUP];
+    int64_t places[GROUP];
+    for (int64_t i = begin; i < end;) {
+        const int count = static_cast<int>(std::min(GROUP, end - i));
+        for (int j = 0; j < count; j++, i++) {
+            const int64_t place = places[j] = (i * job.size >> shift) + inside;
+            if (place >= list[which + 1].begin) {
+                while (place >= list[which + 1].begin) which++;
+                sum = job.parts.within(job.sum, which);
+            }
+            fresh[j] = sum.fresh;
+            __builtin_prefetch(sum.fresh + place);
+            if (sum.term != Term::none) __builtin_prefetch(sum.old + place);
+            inside += drift;
+            inside -= inside >= stride ? stride : 0;
         }
-        to[i] = magnitude_of(sum.at(place));
-        inside += drift;
-        inside -= inside >= stride ? stride : 0;
+        for (int j = 0; j < count; j++) {
+            sum.fresh = fresh[j];
+            *to++ = magnitude_of(sum.at(places[j]));
+        }
     }
 }
 
@@ -239,7 +254,8 @@ void copy(const Board& board, int member, const Job& job) {
 
 // One member's part of the whole. Where the candidates do not decide, the buffer is left as the plain sum.
 void work(const Job& job, Team& team, int member, uint32_t* found, uint32_t* room, Board& board) {
-    sample(job, team.begin(job.plan.count, member), team.begin(job.plan.count, member + 1), found);
+    sample(job, team.begin(job.plan.count, member), team.begin(job.plan.count, member + 1),
+           found + team.begin(job.plan.count, member));
     team.wait();
     if (member == 0) thresholds(job, found, room, board.bins[0], board);
     team.wait();
@@ -334,7 +350,7 @@ ST_API int64_t st_select(const float* old, const float* const* fresh, const int6
                          float* values) {
     using namespace st;
     try {
-        const Job job{Sum::of(old, buffer, scale, scaled), Parts::of(fresh, lengths, parts, buffer, size),
+        const Job job{Sum::of(old, buffer, size, scale, scaled), Parts::of(fresh, lengths, parts, buffer, size),
                       size, k, Plan{plan[0], plan[1], plan[2], plan[3]}, Limits{least, most}, indices, values};
         return run(job, room, threads_for(size, threads));
     } catch (const std::bad_alloc&) {

@@ -181,7 +181,7 @@ ST_API int64_t st_select_blocks(const float* old, const float* const* fresh, con
                                 int32_t threads, int32_t* indices, float* values) {
     using namespace st;
     try {
-        const Job job{Sum::of(old, buffer, scale, scaled), Parts::of(fresh, lengths, parts, buffer, size),
+        const Job job{Sum::of(old, buffer, size, scale, scaled), Parts::of(fresh, lengths, parts, buffer, size),
                       size, k, block, indices, values};
         return run(job, threads_for(size, threads));
     } catch (const std::bad_alloc&) {

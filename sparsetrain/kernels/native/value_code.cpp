@@ -1,4 +1,4 @@
-// Values as 8 or 4 bits with a scale per block, defined to the bit by kernels/value_code.py.
+// Values as 16 bits, or as 8 or 4 with a scale per block, defined to the bit by kernels/value_code.py.
 
 #include <cmath>
 
@@ -61,6 +61,35 @@ inline void codes4(const float* values, int64_t length, float scale, uint8_t* co
 
 }  // namespace
 }  // namespace st
+
+ST_API void st_encode_bf16(const float* values, int64_t count, uint8_t* data) {
+    using namespace st;
+    for (int64_t i = 0; i < count; i++) {
+        const uint32_t bits = bits_of(values[i]);
+        const uint32_t even = ((bits & MAGNITUDE) + 0x7fff + (bits >> 16 & 1)) >> 16;
+        const uint16_t code = static_cast<uint16_t>((even < LARGEST_BF16 ? even : LARGEST_BF16) | bits >> 31 << 15);
+        std::memcpy(data + 2 * i, &code, 2);
+    }
+}
+
+ST_API int32_t st_decode_bf16(const uint8_t* data, int64_t count, float* values) {
+    using namespace st;
+    uint32_t largest = 0;
+    for (int64_t i = 0; i < count; i++) {
+        const uint32_t bits = static_cast<uint32_t>(load<uint16_t>(data + 2 * i)) << 16;
+        largest = (bits & MAGNITUDE) > largest ? bits & MAGNITUDE : largest;
+        std::memcpy(values + i, &bits, 4);
+    }
+    return largest < INFINITE ? 0 : -1;
+}
+
+ST_API int32_t st_decode_fp32(const uint8_t* data, int64_t count, float* values) {
+    using namespace st;
+    std::memcpy(values, data, count * sizeof(float));
+    uint32_t largest = 0;
+    for (int64_t i = 0; i < count; i++) largest = magnitude_of(values[i]) > largest ? magnitude_of(values[i]) : largest;
+    return largest < INFINITE ? 0 : -1;
+}
 
 ST_API void st_encode_int8(const float* values, int64_t count, uint8_t* data) {
     using namespace st;

@@ -20,6 +20,19 @@ LEVELS = (np.array([1.0, ROOT], np.float32) * np.array([[1.0], [0.5], [0.25], [0
 class ValueCodes:
     """The plain version of everything that the compiled library does with values."""
 
+    def decode_fp32(self, data: Tensor, count: int) -> Tensor:
+        """Return fp32 [count]."""
+        return _finite(np.frombuffer(data.numpy().tobytes(), dtype="<f4").astype(np.float32))
+
+    def encode_bf16(self, values: Tensor, total: int) -> Tensor:
+        """Return `total` bytes; the largest fp32 numbers, which would round up to infinity, become the largest bf16."""
+        top = torch.finfo(torch.bfloat16).max
+        return values.clamp(-top, top).to(torch.bfloat16).view(torch.uint8)
+
+    def decode_bf16(self, data: Tensor, count: int) -> Tensor:
+        """Return fp32 [count]."""
+        return _finite(_wide(np.frombuffer(data.numpy().tobytes(), dtype="<u2")))
+
     def encode_int8(self, values: Tensor, total: int) -> Tensor:
         """Return `total` bytes: scales, then signed bytes."""
         rows = _rows(values.numpy(), INT8_BLOCK)
@@ -75,6 +88,12 @@ class ValueCodes:
 def int4_factors() -> np.ndarray:
     """Return the seven deciding thresholds between neighbouring levels, as shares of the scale (fp32)."""
     return (LEVELS[:-1] + LEVELS[1:]) * np.float32(0.5)
+
+
+def _finite(values: np.ndarray) -> Tensor:
+    if not np.isfinite(values).all():
+        raise CorruptCode("values that are not finite")
+    return torch.from_numpy(values)
 
 
 def _rows(values: np.ndarray, block: int) -> np.ndarray:
