@@ -13,6 +13,7 @@ from sparsetrain.bench.namespaces import CommandFailed, command
 UNITS = {"kbit": 10**3, "mbit": 10**6, "gbit": 10**9}
 SMALLEST_BURST = 4 * 1024  # more than two full packets
 BURST_S = 0.6e-3
+LARGEST_PACKET = 64 * 1024
 QUEUE = "50ms"
 READY_S = 10.0
 
@@ -75,8 +76,15 @@ def shape(namespace: str, interface: str, rate: int | None, delay_us: int | None
         # A larger one lets short messages pass as if there were no limit. From 1 Gbit/s on it also holds a whole 64 KB
         # packet, which otherwise costs processor time to be cut to size.
         burst = max(SMALLEST_BURST, round(rate / 8 * BURST_S))
+        whole_packets(namespace, interface, burst)
         # The queue is for several senders that meet at one receiver; 50 ms of it do not drop what TCP has under way.
         command(*qdisc, *parent, "tbf", "rate", f"{rate}bit", "burst", str(burst), "latency", QUEUE)
+
+
+def whole_packets(namespace: str, interface: str, burst: int) -> None:
+    """Let TCP hand over packets that fit into the bucket: cutting larger ones took a third of the processors' time."""
+    size = str(min(burst, LARGEST_PACKET))
+    command("ip", "-n", namespace, "link", "set", interface, "gso_max_size", size)
 
 
 def wait_until_up(namespace: str, interface: str) -> None:

@@ -139,7 +139,7 @@ def joined(place: Place) -> Iterator[Way]:
     keep_freed_memory()
     torch.set_num_threads(1)
     cores = sorted(os.sched_getaffinity(0))
-    os.sched_setaffinity(0, set(cores[place.rank :: place.ranks]) or {cores[place.rank % len(cores)]})
+    os.sched_setaffinity(0, set(cores[place.rank :: place.ranks]) if place.ranks <= len(cores) else cores)
     with _mpi(place) if place.transport == "mpi" else _gloo(place) as way:
         yield way
         way().barrier()
