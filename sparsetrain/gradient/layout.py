@@ -59,19 +59,19 @@ class Bucket:
 def build_buckets(shapes: Mapping[str, Shape], bucket_elements: int, dense_below: int) -> tuple[list[Bucket], Bucket]:
     """Return (buckets, small): 1-D tensors and those under `dense_below` elements go to `small`, which stays dense.
 
-    A bucket is closed when the next tensor would take it over `bucket_elements`; no tensor is cut.
+    Buckets are filled from the end of the model: the first of its tensors are the last that backward finishes, and
+    what is left for them is the smallest bucket, which nothing hides. A bucket is closed when the next tensor would
+    take it over `bucket_elements`; no tensor is cut. The buckets are in model order.
     """
-    small: list[tuple[str, Shape]] = []
+    small = [(name, shape) for name, shape in shapes.items() if len(shape) < 2 or math.prod(shape) < dense_below]
+    alone = {name for name, _ in small}
     groups: list[list[tuple[str, Shape]]] = []
     room = 0
-    for name, shape in shapes.items():
+    for name, shape in reversed([item for item in shapes.items() if item[0] not in alone]):
         length = math.prod(shape)
-        if len(shape) < 2 or length < dense_below:
-            small.append((name, shape))
-            continue
         if not groups or length > room:
             groups.append([])
             room = bucket_elements
         groups[-1].append((name, shape))
         room -= length
-    return [Bucket.of(group) for group in groups], Bucket.of(small)
+    return [Bucket.of(group[::-1]) for group in groups[::-1]], Bucket.of(small)
