@@ -59,19 +59,30 @@ class Bucket:
 def build_buckets(shapes: Mapping[str, Shape], bucket_elements: int, dense_below: int) -> tuple[list[Bucket], Bucket]:
     """Return (buckets, small): 1-D tensors and those under `dense_below` elements go to `small`, which stays dense.
 
-    Buckets are filled from the end of the model: the first of its tensors are the last that backward finishes, and
-    what is left for them is the smallest bucket, which nothing hides. A bucket is closed when the next tensor would
-    take it over `bucket_elements`; no tensor is cut. The buckets are in model order.
+    Buckets are in model order, and leave from the last on, as backward finishes them. A bucket is closed when the next
+    tensor would take it over `bucket_elements`, or over a quarter of that in the two that leave first and last: the
+    wire waits for the selection of the one, the optimizer for the merge of the other. No tensor is cut.
     """
     small = [(name, shape) for name, shape in shapes.items() if len(shape) < 2 or math.prod(shape) < dense_below]
     alone = {name for name, _ in small}
+    rest = [item for item in shapes.items() if item[0] not in alone]
+    edge = bucket_elements // 4
+    front = _fill(rest, edge)[:1]
+    middle = rest[len(front[0]) :] if front else []
+    back = _fill(middle[::-1], edge)[:1]
+    middle = middle[: len(middle) - len(back[0])] if back else []
+    groups = [*front, *(group[::-1] for group in _fill(middle[::-1], bucket_elements)[::-1]), *(g[::-1] for g in back)]
+    return [Bucket.of(group) for group in groups], Bucket.of(small)
+
+
+def _fill(items: list[tuple[str, Shape]], room: int) -> list[list[tuple[str, Shape]]]:
+    """Return `items` in groups of at most `room` elements, or of one item that is larger."""
     groups: list[list[tuple[str, Shape]]] = []
-    room = 0
-    for name, shape in reversed([item for item in shapes.items() if item[0] not in alone]):
-        length = math.prod(shape)
-        if not groups or length > room:
+    left = 0
+    for name, shape in items:
+        if not groups or math.prod(shape) > left:
             groups.append([])
-            room = bucket_elements
+            left = room
         groups[-1].append((name, shape))
-        room -= length
-    return [Bucket.of(group[::-1]) for group in groups[::-1]], Bucket.of(small)
+        left -= math.prod(shape)
+    return groups
