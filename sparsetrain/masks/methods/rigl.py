@@ -7,14 +7,15 @@ import dataclasses
 from torch import Tensor
 
 from sparsetrain.config.numbers import Fraction
-from sparsetrain.masks.methods.base import MaskMethod, Moment, drop_and_grow
-from sparsetrain.masks.schedule import cosine_drop
+from sparsetrain.masks.methods.base import Moment
+from sparsetrain.masks.methods.regrower import Regrower
+from sparsetrain.masks.sources import MeanGradient
 
 
-class RigL(MaskMethod):
+class RigL(Regrower):
     """Drops the smallest |w|, grows where |mean gradient| is largest. One dense mean gradient per update."""
 
-    scores = "mean_gradient"
+    source = MeanGradient
 
     @dataclasses.dataclass(frozen=True, kw_only=True)
     class Config:
@@ -22,9 +23,6 @@ class RigL(MaskMethod):
 
         drop_fraction: Fraction = 0.3
 
-    def update(self, moment: Moment) -> Tensor:
-        """Return the next mask. Raises ValueError without a mean gradient."""
-        if moment.gradient is None:
-            raise ValueError("RigL needs the mean gradient")
-        fraction = cosine_drop(self.config.drop_fraction, moment.progress)
-        return drop_and_grow(moment.mask, moment.weight.abs(), moment.gradient.abs(), fraction, moment.count)
+    def growth(self, moment: Moment) -> Tensor:
+        """Return |mean gradient|."""
+        return moment.given().abs()
