@@ -17,6 +17,7 @@ from sparsetrain.config.errors import JobError
 from sparsetrain.config.job import Job
 from sparsetrain.data.sampler import Sampler
 from sparsetrain.engine import checkpoint
+from sparsetrain.engine.sparse_mean import sparse_mean
 from sparsetrain.engine.update import EveryStep, LocalSteps
 from sparsetrain.gradient.exchange import GradientExchange
 from sparsetrain.masks.controller import MaskController
@@ -94,6 +95,7 @@ def build(job: Job, world: World) -> RunState:
             steps=job.train.steps,
             gather=lambda data: transport.gather_bytes(data, "mask"),
             mean=lambda tensors: transport.mean(tensors, "mask"),
+            sparse_mean=lambda values, places: sparse_mean(values, places, transport, "mask"),
             fresh=job.train.init_from is None,
         )
         _check_boundaries(job, masks.schedule.updates())

@@ -89,6 +89,8 @@ class Trainer:
         self.window = Window(self.world.transport.meter, state.exchange.seconds)
         if hasattr(state.data, "describe"):
             self.log(f"data: {', '.join(f'{key} {value}' for key, value in state.data.describe().items())}")
+        if state.masks is not None:
+            self.log(f"masks: {state.masks.describe()}")
         for line in advice(job):
             self.log(f"note: {line}")
         began = time.perf_counter() - state.wall_s

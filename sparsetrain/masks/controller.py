@@ -17,7 +17,7 @@ from sparsetrain.masks.agreement import Gather, agree, agree_weights
 from sparsetrain.masks.chooser import Chooser
 from sparsetrain.masks.maskset import MaskSet
 from sparsetrain.masks.schedule import Span
-from sparsetrain.masks.sources import Mean
+from sparsetrain.masks.sources import Mean, Means, SparseMean
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,8 +40,9 @@ class MaskController:
     """Chooses, applies and changes the masks of a model; knows no transport, only the callables it is given.
 
     `parameters` are all of the model's, in model order; `maskable` names those that may be masked. `gather` returns
-    all ranks' bytes in rank order, `mean` the means over ranks of named tensors; both are collective. With equal
-    arguments every rank holds equal masks. `fresh` is False when the weights are pretrained.
+    all ranks' bytes in rank order, `mean` the means over ranks of named tensors, `sparse_mean` those of the places
+    that some rank asks for; all are collective, and without them this is the only rank. With equal arguments every
+    rank holds equal masks. `fresh` is False when the weights are pretrained.
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class MaskController:
         steps: int,
         gather: Gather | None = None,
         mean: Mean | None = None,
+        sparse_mean: SparseMean | None = None,
         fresh: bool = True,
     ) -> None:
         self.config = config = checked(config)
@@ -63,7 +65,8 @@ class MaskController:
         self.method, self.schedule = self.chooser.method, self.chooser.schedule
         self.parameters = self.chooser.parameters
         updates = self.schedule.updates() if self.method.changes else []
-        self.source = self.method.source(self.method, updates, mean or _alone)
+        means = Means(mean or _alone, sparse_mean or _alone_at)
+        self.source = self.method.source(self.method, updates, means, self.chooser.layouts, self.span)
         self.owed = False  # an update whose scores were not finite waits for the next step that can take it
         self.masks = self.chooser.first()
         if config.rescale_init and fresh:
@@ -73,6 +76,15 @@ class MaskController:
             self.dormant = {}
         everything = {name: torch.ones_like(mask) for name, mask in self.masks.masks.items()}
         transition.apply(MaskSet(everything), self.masks, self.parameters, None, self.dormant)
+
+    def describe(self) -> str:
+        """Return one line: the method, when masks change, and where its scores come from at what cost."""
+        updates = self.schedule.updates() if self.method.changes else []
+        when = f"{len(updates)} updates, steps {updates[0]} to {updates[-1]}" if updates else "no updates"
+        source = type(self.source)
+        return (
+            f"{self.config.method.name}, {when}; scores from {source.__name__}, bytes a rank and update: {source.wire}"
+        )
 
     def is_update(self, step: int) -> bool:
         """Return whether masks change after `step` finished steps."""
@@ -89,7 +101,8 @@ class MaskController:
         Does nothing in steps that the method does not watch. Collective: every rank must call it.
         """
         if self.watches(step):
-            self.source.observe(self._weights(), {name: gradients[name] for name in self.parameters}, self.masks)
+            local = {name: gradients[name] for name in self.parameters}
+            self.source.observe(step, self._weights(), local, self.masks)
 
     def step(self, step: int, optimizer: torch.optim.Optimizer | None) -> Report | None:
         """Change the masks if `step` finished steps call for it; weights and optimizer state follow.
@@ -215,3 +228,8 @@ class MaskController:
 def _alone(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the means over a single rank; copies, because gradients are clipped in place later."""
     return {name: tensor.clone() for name, tensor in tensors.items()}
+
+
+def _alone_at(values: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
+    """Return a single rank's own places and values."""
+    return places, values[places]

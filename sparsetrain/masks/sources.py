@@ -7,31 +7,50 @@ mean |g|, or the choice would depend on the number of ranks.
 from __future__ import annotations
 
 import abc
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from sparsetrain.masks.layout import Layout
 from sparsetrain.masks.maskset import MaskSet
+from sparsetrain.masks.schedule import Span
 
 Tensors = dict[str, Tensor]
+Layouts = Mapping[str, Layout]
 Mean = Callable[[Mapping[str, Tensor]], Tensors]  # local tensors by name -> their means over ranks; collective
+# (local values, ascending places) -> (the union of all ranks' places, the mean values there); collective
+SparseMean = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Means:
+    """How figures cross ranks: whole tensors, or the places that some rank asks for."""
+
+    dense: Mean
+    sparse: SparseMean
 
 
 class Source(abc.ABC):
     """Watches gradients for one run and hands a method its signal at updates.
 
-    `method` computes contributions; `updates` are the steps at which masks change; `mean` crosses ranks.
+    `method` computes contributions; `updates` are the steps at which masks change; `means` cross ranks.
     """
 
     wire: ClassVar[str]  # bytes that a rank gives for one update, in words, N being the masked weights
 
-    def __init__(self, method: Any, updates: list[int], mean: Mean) -> None:
+    def __init__(
+        self, method: Any, updates: list[int], means: Means, layouts: Mapping[str, Layout], span: Span
+    ) -> None:
         self.method = method
         self.updates = updates
         self.due = frozenset(updates)
-        self.mean = mean
+        self.mean = means.dense
+        self.means = means
+        self.layouts = layouts
+        self.span = span
         self.kept: Tensors = {}
 
     @abc.abstractmethod
@@ -39,7 +58,7 @@ class Source(abc.ABC):
         """Return whether the gradients of the step that makes `step` finished ones are wanted."""
 
     @abc.abstractmethod
-    def observe(self, weights: Mapping[str, Tensor], gradients: Mapping[str, Tensor], masks: MaskSet) -> None:
+    def observe(self, step: int, weights: Tensors, gradients: Tensors, masks: MaskSet) -> None:
         """Look at the local gradients of a step. Collective where the source says that something crosses ranks."""
 
     @abc.abstractmethod
@@ -64,7 +83,7 @@ class Replicated(Source):
         """See Source."""
         return False
 
-    def observe(self, weights: Mapping[str, Tensor], gradients: Mapping[str, Tensor], masks: MaskSet) -> None:
+    def observe(self, step: int, weights: Tensors, gradients: Tensors, masks: MaskSet) -> None:
         """See Source."""
 
     def take(self) -> Tensors | None:
@@ -81,14 +100,14 @@ class MeanGradient(Source):
         """See Source."""
         return step in self.due
 
-    def observe(self, weights: Mapping[str, Tensor], gradients: Mapping[str, Tensor], masks: MaskSet) -> None:
+    def observe(self, step: int, weights: Tensors, gradients: Tensors, masks: MaskSet) -> None:
         """See Source. Collective."""
         self.kept = self.mean(gradients)
 
     def take(self) -> Tensors | None:
         """See Source."""
         signal, self.kept = self.kept, {}
-        return signal if _finite(signal) else None
+        return signal if finite(signal) else None
 
 
 class ActiveGradient(MeanGradient):
@@ -96,7 +115,7 @@ class ActiveGradient(MeanGradient):
 
     wire = "2 x 4dN (P-1)/P"
 
-    def observe(self, weights: Mapping[str, Tensor], gradients: Mapping[str, Tensor], masks: MaskSet) -> None:
+    def observe(self, step: int, weights: Tensors, gradients: Tensors, masks: MaskSet) -> None:
         """See Source. Collective."""
         means = self.mean({name: gradient[masks.masks[name]] for name, gradient in gradients.items()})
         self.kept = {}
@@ -116,11 +135,11 @@ class Accumulated(Source):
         """See Source."""
         return bool(self.updates) and step <= self.updates[-1]
 
-    def observe(self, weights: Mapping[str, Tensor], gradients: Mapping[str, Tensor], masks: MaskSet) -> None:
+    def observe(self, step: int, weights: Tensors, gradients: Tensors, masks: MaskSet) -> None:
         """See Source."""
         self.kept = self.kept or {name: torch.zeros_like(gradients[name], dtype=torch.float32) for name in gradients}
         parts = {name: self.method.contribution(weights[name], gradient) for name, gradient in gradients.items()}
-        if _finite(parts):
+        if finite(parts):
             self.kept = {name: self.kept[name] + part for name, part in parts.items()}
 
     def take(self) -> Tensors | None:
@@ -141,8 +160,10 @@ class Curvature(Source):
 
     wire = "window x 2 x 4N (P-1)/P"
 
-    def __init__(self, method: Any, updates: list[int], mean: Mean) -> None:
-        super().__init__(method, updates, mean)
+    def __init__(
+        self, method: Any, updates: list[int], means: Means, layouts: Mapping[str, Layout], span: Span
+    ) -> None:
+        super().__init__(method, updates, means, layouts, span)
         window = method.config.window
         self.watched = frozenset(step for update in updates for step in range(update - window + 1, update + 1))
 
@@ -150,10 +171,10 @@ class Curvature(Source):
         """See Source."""
         return step in self.watched
 
-    def observe(self, weights: Mapping[str, Tensor], gradients: Mapping[str, Tensor], masks: MaskSet) -> None:
+    def observe(self, step: int, weights: Tensors, gradients: Tensors, masks: MaskSet) -> None:
         """See Source. Collective."""
         squares = {name: mean.square() for name, mean in self.mean(gradients).items()}
-        if _finite(squares):
+        if finite(squares):
             self.kept |= {name: self.kept.get(name, 0.0) + square for name, square in squares.items()}
             self.kept["count"] = self.kept.get("count", torch.zeros(1)) + 1
 
@@ -168,5 +189,6 @@ class Curvature(Source):
         return dict(self.kept)
 
 
-def _finite(tensors: Mapping[str, Tensor]) -> bool:
+def finite(tensors: Mapping[str, Tensor]) -> bool:
+    """Return whether all values of all tensors are finite."""
     return all(bool(torch.isfinite(tensor).all()) for tensor in tensors.values())

@@ -46,7 +46,7 @@ class MaskMethod(abc.ABC):
     and holds the forward set. Weights outside the update set are zero.
     """
 
-    source: ClassVar[type[Source]] = Replicated  # where scores come from, and what that costs on the wire
+    source: type[Source] = Replicated  # where scores come from, and what that costs on the wire
     schedule: ClassVar[str] = "constant"  # when masks change, where the job does not say
     changes: ClassVar[bool] = True  # False: the first mask stays
     starts_dense: ClassVar[bool] = False
