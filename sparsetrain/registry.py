@@ -63,6 +63,9 @@ KINDS: dict[str, dict[str, str]] = {
     },
     "mask_method": {
         "static": "sparsetrain.masks.methods.static:Static",
+        "snip": "sparsetrain.masks.methods.snip:SNIP",
+        "grasp": "sparsetrain.masks.methods.grasp:GraSP",
+        "synflow": "sparsetrain.masks.methods.synflow:SynFlow",
         "magnitude": "sparsetrain.masks.methods.magnitude:Magnitude",
         "gmp": "sparsetrain.masks.methods.gmp:GMP",
         "taylor": "sparsetrain.masks.methods.taylor:Taylor",

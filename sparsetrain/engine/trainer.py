@@ -19,6 +19,7 @@ from sparsetrain.config.load import to_tree
 from sparsetrain.engine import checkpoint
 from sparsetrain.engine.evaluate import evaluate
 from sparsetrain.engine.learning_rate import factor_at
+from sparsetrain.engine.probe import ModelProbe
 from sparsetrain.engine.state import RunState, build, restore, save
 from sparsetrain.engine.update import gradient
 from sparsetrain.engine.window import Window
@@ -85,6 +86,9 @@ class Trainer:
         state, job = self.state, self.job
         self._resume()
         self._check_replicas()
+        if state.masks is not None and state.masks.waits:
+            state.masks.initialise(ModelProbe(state))
+            state.sync_masks()
         self.tracker = Tracker(_sinks(state, self.folder, self.show), self.log)
         self.window = Window(self.world.transport.meter, state.exchange.seconds)
         if hasattr(state.data, "describe"):

@@ -16,6 +16,7 @@ from sparsetrain.masks import transition
 from sparsetrain.masks.agreement import Gather, agree, agree_weights
 from sparsetrain.masks.chooser import Chooser
 from sparsetrain.masks.maskset import MaskSet
+from sparsetrain.masks.probe import Probe
 from sparsetrain.masks.schedule import Span
 from sparsetrain.masks.sources import Mean, Means, SparseMean
 
@@ -69,7 +70,8 @@ class MaskController:
         self.source = self.method.source(self.method, updates, means, self.chooser.layouts, self.span)
         self.owed = False  # an update whose scores were not finite waits for the next step that can take it
         self.masks = self.chooser.first()
-        if config.rescale_init and fresh:
+        self.rescales = config.rescale_init and fresh
+        if self.rescales:
             self._rescale()
         self.dormant = {name: torch.zeros_like(p.detach()) for name, p in self.parameters.items()}
         if not self.method.keeps_dormant:
@@ -85,6 +87,28 @@ class MaskController:
         return (
             f"{self.config.method.name}, {when}; scores from {source.__name__}, bytes a rank and update: {source.wire}"
         )
+
+    @property
+    def waits(self) -> bool:
+        """Return whether `initialise` has to be called before the first step."""
+        return self.method.at_init and self.masks.epoch == 0
+
+    @torch.no_grad()
+    def initialise(self, probe: Probe) -> None:
+        """Choose the mask of a method that asks the model first; all weights are active until then. Collective."""
+        first = {name: parameter.detach().clone() for name, parameter in self.parameters.items()}
+        proposed, final = self.masks, self.config.sparsity
+        for target in self.method.rounds(final):
+            with torch.enable_grad():
+                signal = self.method.ask(probe)
+            proposed = self.chooser.propose(dataclasses.replace(proposed, epoch=0), first, signal, target, 0.0)
+            for name, mask in proposed.masks.items():
+                self.parameters[name].copy_(torch.where(mask, first[name], 0.0))
+        for name, weight in first.items():
+            self.parameters[name].copy_(weight)
+        self._commit(self._agreed(proposed), final, None)
+        if self.rescales:
+            self._rescale()
 
     def is_update(self, step: int) -> bool:
         """Return whether masks change after `step` finished steps."""
@@ -120,9 +144,13 @@ class MaskController:
             return None
         target = self.schedule.sparsity(self.config.sparsity, step)
         proposed = self.chooser.propose(self.masks, self._weights(), signal, target, self.span.fraction(step))
+        return self._commit(self._agreed(proposed), target, optimizer)
+
+    def _agreed(self, proposed: MaskSet) -> MaskSet:
+        """Return the masks that all ranks propose, after each has said that it has seen the others agree."""
         new = agree(proposed, self.gather, self.config.agreement)
         self.gather(new.epoch.to_bytes(8, "little"))
-        return self._commit(new, target, optimizer)
+        return new
 
     def _commit(self, new: MaskSet, target: float, optimizer: torch.optim.Optimizer | None) -> Report:
         old, self.masks = self.masks, new

@@ -50,6 +50,8 @@ class Replica:
             mean=lambda tensors: world.transport.mean(tensors, "mask"),
             fresh=False,  # a rescaled weight is no whole number of eighths
         )
+        if self.masks.waits:
+            self.masks.initialise(self)
         values = list(self.parameters.values())
         self.optimizer = (
             torch.optim.SGD(values, lr=0.125)
@@ -59,14 +61,27 @@ class Replica:
             else torch.optim.SGD(values, lr=0.125, momentum=0.9)
         )
 
+    def local(self, step: int) -> dict[str, torch.Tensor]:
+        """Return this rank's gradients; their mean is the same for every number of ranks."""
+        draw, offset = torch.Generator().manual_seed(step), 2 * self.world.rank - (self.world.size - 1)
+        return {
+            name: torch.randint(-8, 9, parameter.shape, generator=draw).float() + offset
+            for name, parameter in self.parameters.items()
+        }
+
+    def gradient(self, batches: int) -> dict[str, torch.Tensor]:
+        """Answer as a probe."""
+        return self.world.transport.mean(self.local(0), "mask")
+
+    hessian_gradient = gradient
+
+    def flow(self) -> dict[str, torch.Tensor]:
+        """Answer as a probe: what has been pruned lets nothing through."""
+        return {name: parameter.detach().double().abs() for name, parameter in self.parameters.items()}
+
     def step(self, step: int) -> None:
         """Take the step that makes `step` finished ones, and check what must hold after each."""
-        rank, size = self.world.rank, self.world.size
-        draw = torch.Generator().manual_seed(step)
-        local = {}
-        for name, parameter in self.parameters.items():
-            base = torch.randint(-8, 9, parameter.shape, generator=draw).float()
-            local[name] = base + (2 * rank - (size - 1))  # the mean over ranks is the base, for every number of ranks
+        local = self.local(step)
         self.masks.observe(step, local)
         for name, mean in self.world.transport.mean(local, "gradient").items():
             self.parameters[name].grad = mean

@@ -49,6 +49,7 @@ class MaskMethod(abc.ABC):
     source: type[Source] = Replicated  # where scores come from, and what that costs on the wire
     schedule: ClassVar[str] = "constant"  # when masks change, where the job does not say
     changes: ClassVar[bool] = True  # False: the first mask stays
+    at_init: ClassVar[bool] = False  # True: an AtInit, whose mask is chosen before the first step
     starts_dense: ClassVar[bool] = False
     ranks_globally: ClassVar[bool] = False  # True: `saliency` may be compared across tensors
     structures: ClassVar[tuple[str, ...]] = ()  # the only ones that the rule makes sense for; none named: all
