@@ -75,6 +75,7 @@ KINDS: dict[str, dict[str, str]] = {
         "sr_ste": "sparsetrain.masks.methods.sr_ste:SRSTE",
         "set": "sparsetrain.masks.methods.set:SET",
         "rigl": "sparsetrain.masks.methods.rigl:RigL",
+        "srigl": "sparsetrain.masks.methods.srigl:SRigL",
         "mest": "sparsetrain.masks.methods.mest:MEST",
         "topkast": "sparsetrain.masks.methods.topkast:TopKAST",
     },

@@ -41,7 +41,7 @@ class ModelProbe:
         # With positive weights and inputs more weight is more flow, unless something subtracts, as a layer norm does.
         if any(bool((part < 0).any()) for part in found.values()) or not any(part.any() for part in found.values()):
             raise JobError(
-                "masks.method: synflow finds no flow through this model (layer norms cancel an input of ones)"
+                "masks.method: synflow finds no flow through this model: a layer norm cancels an input of ones"
             )
         return {name: found[name] for name in self._names}
 

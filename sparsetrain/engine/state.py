@@ -22,7 +22,9 @@ from sparsetrain.engine.update import EveryStep, LocalSteps
 from sparsetrain.gradient.exchange import GradientExchange
 from sparsetrain.masks.controller import MaskController
 
-SCORES, DORMANT = "scores/", "dormant/"  # before the names of tensors in a rank's and in the masks' file
+# Before the names of tensors in a rank's and in the masks' file.
+SCORES, DORMANT, EXPLORED = "scores/", "dormant/", "explored/"
+NO_MASKS: dict[str, Any] = {"packed": {}, "epoch": 0, "dormant": {}, "explored": {}}
 
 
 @dataclasses.dataclass
@@ -166,9 +168,10 @@ def save(state: RunState, root: pathlib.Path) -> pathlib.Path:
         if state.job.exchange.every == 1:
             checkpoint.write_tensors(unfinished / "optimizer.safetensors", optimizer)
         checkpoint.write_tensors(unfinished / "model.safetensors", checkpoint.model_tensors(state.model))
-        masks = state.masks.state_dict() if state.masks is not None else {"packed": {}, "epoch": 0, "dormant": {}}
+        masks = state.masks.state_dict() if state.masks is not None else NO_MASKS
         dormant = {f"{DORMANT}{name}": tensor for name, tensor in masks["dormant"].items()}
-        checkpoint.write_tensors(unfinished / "masks.safetensors", {**masks["packed"], **dormant})
+        explored = {f"{EXPLORED}{name}": tensor for name, tensor in masks["explored"].items()}
+        checkpoint.write_tensors(unfinished / "masks.safetensors", {**masks["packed"], **dormant, **explored})
         checkpoint.write_tensors(unfinished / "outer.safetensors", state.update.state())
         about = {
             "format": checkpoint.FORMAT,
@@ -204,8 +207,8 @@ def _restore(state: RunState, folder: pathlib.Path) -> None:
     checkpoint.load_model(state.model, checkpoint.read_saved(folder, "model.safetensors"), folder)
     if state.masks is not None:
         packed = checkpoint.read_saved(folder, "masks.safetensors")
-        dormant = _under(packed, DORMANT)
-        state.masks.load_state_dict({"packed": packed, "epoch": about.mask_epoch, "dormant": dormant})
+        parts = {"dormant": _under(packed, DORMANT), "explored": _under(packed, EXPLORED)}
+        state.masks.load_state_dict({"packed": packed, "epoch": about.mask_epoch, **parts})
     state.sync_masks()
     state.update.load_state(checkpoint.read_saved(folder, "outer.safetensors"))
     ranks, rank = about.world_size, state.world.rank

@@ -267,5 +267,6 @@ def _mask_figures(state: RunState, report: Report | None) -> dict[str, float]:
             "mask/dropped": report.dropped,
             "mask/grown": report.grown,
             "mask/churn": report.churn,
+            "mask/explored": report.explored,
         }
     return figures

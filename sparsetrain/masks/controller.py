@@ -15,6 +15,7 @@ from sparsetrain.config.load import checked
 from sparsetrain.masks import transition
 from sparsetrain.masks.agreement import Gather, agree, agree_weights
 from sparsetrain.masks.chooser import Chooser
+from sparsetrain.masks.explored import Explored
 from sparsetrain.masks.maskset import MaskSet
 from sparsetrain.masks.probe import Probe
 from sparsetrain.masks.schedule import Span
@@ -24,7 +25,8 @@ from sparsetrain.masks.sources import Mean, Means, SparseMean
 @dataclasses.dataclass(frozen=True)
 class Report:
     """One mask update: epoch reached, weights dropped from and grown into the forward set, grown / active, sparsity
-    aimed at and had; `moved`: whether the update set changed."""
+    aimed at and had, share of the weights that have ever been active (ITOP's R_s); `moved`: whether the update set
+    changed."""
 
     epoch: int
     dropped: int
@@ -32,6 +34,7 @@ class Report:
     churn: float
     sparsity: float
     target_sparsity: float
+    explored: float
     old: MaskSet
     new: MaskSet
     moved: bool
@@ -70,6 +73,7 @@ class MaskController:
         self.source = self.method.source(self.method, updates, means, self.chooser.layouts, self.span)
         self.owed = False  # an update whose scores were not finite waits for the next step that can take it
         self.masks = self.chooser.first()
+        self.explored = Explored(self.masks)
         self.rescales = config.rescale_init and fresh
         if self.rescales:
             self._rescale()
@@ -161,7 +165,11 @@ class MaskController:
         grown = sum(int((mask & ~old.masks[name]).sum()) for name, mask in new.masks.items())
         churn = grown / max(1, sum(new.counts().values()))
         moved = any(not torch.equal(old.update(name), new.update(name)) for name in new.masks)
-        return Report(new.epoch, dropped, grown, churn, new.sparsity(), target, old, new, moved)
+        # A dense beginning is no exploration: what counts is what sparse masks have held.
+        self.explored = Explored(new) if old.sparsity() == 0.0 else self.explored
+        self.explored.add(new)
+        explored = self.explored.fraction()
+        return Report(new.epoch, dropped, grown, churn, new.sparsity(), target, explored, old, new, moved)
 
     def check(self, step: int) -> None:
         """Compare all ranks' masks and weights every `agreement_every` steps; differences raise Disagreement, or are
@@ -212,13 +220,21 @@ class MaskController:
                 parameter.grad.add_(force)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what all ranks share: {"packed": bits by name, "epoch": int, "dormant": weights by name}; schedule and
-        generators follow from job and epoch."""
-        return {"packed": self.masks.packed(), "epoch": self.masks.epoch, "dormant": dict(self.dormant)}
+        """Return what all ranks share: {"packed": bits by name, "epoch": int, "dormant": weights by name, "explored":
+        bits by name}; schedule and generators follow from job and epoch."""
+        return {
+            "packed": self.masks.packed(),
+            "epoch": self.masks.epoch,
+            "dormant": dict(self.dormant),
+            "explored": self.explored.packed(),
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Put back what `state_dict` returned. Raises ValueError when it does not fit the model."""
         self.masks = MaskSet.from_packed(state["packed"], self.masks.masks, int(state["epoch"]))
+        self.explored = Explored(self.masks)
+        if state.get("explored"):
+            self.explored.load(state["explored"])
         for name, weight in self.dormant.items():
             saved = state.get("dormant", {}).get(name)
             if saved is None or saved.shape != weight.shape:

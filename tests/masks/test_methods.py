@@ -3,7 +3,9 @@ import torch
 from moments import flat, method, moment
 
 from sparsetrain import registry
+from sparsetrain.masks.explored import Explored
 from sparsetrain.masks.layout import Layout
+from sparsetrain.masks.maskset import MaskSet
 from sparsetrain.masks.methods.regrower import drop_and_grow
 
 NAN = float("nan")
@@ -130,3 +132,39 @@ def test_acdc_opens_every_place_and_forgets_momentum_when_a_dense_phase_begins()
     weight = torch.tensor([4.0, 0.0, 0.0, 1.0])
     assert torch.all(rule.update(moment(weight, bits("1001"), 4)))
     assert rule.forgets(0.9, 0.0) and not rule.forgets(0.0, 0.9)
+
+
+def test_srigl_ablates_neurons_that_few_salient_weights_want_and_others_share_their_budget():
+    rule = method("srigl", drop_fraction=0.5, gamma=0.6)
+    weight = torch.tensor([[9.0, 8, 0, 0], [7.0, 6, 0, 0], [0.1, 0.2, 0, 0], [0.3, 0.4, 0, 0]])
+    signal = torch.tensor([[0.0, 0, 5, 4], [0.0, 0, 6, 3], [0.0, 0, 1, 1], [0.0, 0, 1, 1]])
+    given = moment(weight, weight != 0, 8, layout=Layout((4, 4), 4, 4, 1), signal=signal)
+    mask = rule.update(given)
+    assert mask.sum(1).tolist() == [4, 4, 0, 0]
+
+
+def test_srigl_keeps_every_neuron_where_gamma_is_zero():
+    rule = method("srigl", gamma=0.0)
+    draw = torch.Generator().manual_seed(0)
+    weight, signal = torch.randn(6, 8, generator=draw), torch.randn(6, 8, generator=draw)
+    layout = Layout((6, 8), 6, 8, 1)
+    mask = layout.top(weight.abs(), 18)
+    given = moment(weight, mask, 18, layout=layout, signal=signal)
+    assert rule.update(given).sum(1).tolist() == [3] * 6
+
+
+@pytest.mark.parametrize(("updates", "explored"), [(1, 0.1290), (5, 0.2361), (10, 0.3516), (30, 0.6635)])
+def test_random_growth_explores_as_itop_says(updates, explored):
+    """R_s = 1 - (1 - d)(1 - d f / (1 - d + d f))^q at d = 0.1, f = 0.3."""
+    size, draw = 40_000, torch.Generator().manual_seed(0)
+    layout, count = flat((size,)), size // 10
+    mask = layout.random(count, draw)
+    found = Explored(MaskSet({"w": mask}))
+    for _ in range(updates):
+        lots = [torch.rand(size, generator=draw) for _ in range(2)]
+        mask = drop_and_grow(layout, mask, lots[0], lots[1], 0.3, count)
+        found.add(MaskSet({"w": mask}))
+    assert found.fraction() == pytest.approx(explored, abs=5e-3)
+    again = Explored(MaskSet({"w": mask}))
+    again.load(found.packed())
+    assert again.fraction() == found.fraction()
