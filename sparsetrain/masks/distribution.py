@@ -24,9 +24,12 @@ def exact_counts(densities: Mapping[str, float], shapes: Shapes, sparsity: float
     left = round((1.0 - sparsity) * sum(sizes.values())) - sum(counts.values())
     step = 1 if left > 0 else -1
     while left:
-        # Whoever is furthest from its share gives or takes one, the earlier of equals first.
+        # Whoever is furthest from its share gives or takes one, the earlier of equals first; whole tensors come last,
+        # because a tensor that is dense needs no mask.
         movable = [name for name in sizes if 0 <= counts[name] + step <= sizes[name]]
-        for name in sorted(movable, key=lambda name: step * (counts[name] - ideal[name]))[: abs(left)]:
+        for name in sorted(movable, key=lambda name: (densities[name] == 1.0, step * (counts[name] - ideal[name])))[
+            : abs(left)
+        ]:
             counts[name] += step
             left -= step
     return counts
