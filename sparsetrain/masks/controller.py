@@ -25,8 +25,7 @@ from sparsetrain.masks.sources import Mean, Means, SparseMean
 @dataclasses.dataclass(frozen=True)
 class Report:
     """One mask update: epoch reached, weights dropped from and grown into the forward set, grown / active, sparsity
-    aimed at and had, share of the weights that have ever been active (ITOP's R_s); `moved`: whether the update set
-    changed."""
+    aimed at and had, share of the weights that have ever been active (ITOP's R_s)."""
 
     epoch: int
     dropped: int
@@ -37,7 +36,6 @@ class Report:
     explored: float
     old: MaskSet
     new: MaskSet
-    moved: bool
 
 
 class MaskController:
@@ -164,12 +162,11 @@ class MaskController:
         dropped = sum(int((old.masks[name] & ~mask).sum()) for name, mask in new.masks.items())
         grown = sum(int((mask & ~old.masks[name]).sum()) for name, mask in new.masks.items())
         churn = grown / max(1, sum(new.counts().values()))
-        moved = any(not torch.equal(old.update(name), new.update(name)) for name in new.masks)
         # A dense beginning is no exploration: what counts is what sparse masks have held.
         self.explored = Explored(new) if old.sparsity() == 0.0 else self.explored
         self.explored.add(new)
         explored = self.explored.fraction()
-        return Report(new.epoch, dropped, grown, churn, new.sparsity(), target, explored, old, new, moved)
+        return Report(new.epoch, dropped, grown, churn, new.sparsity(), target, explored, old, new)
 
     def check(self, step: int) -> None:
         """Compare all ranks' masks and weights every `agreement_every` steps; differences raise Disagreement, or are
