@@ -6,10 +6,12 @@ import shutil
 import sys
 
 import pytest
+import yaml
 from commands import Desk
 
+from sparsetrain import registry
 from sparsetrain.config.errors import JobError
-from sparsetrain.config.load import load_job
+from sparsetrain.config.load import load_job, parse
 
 TEXT = (pathlib.Path(__file__).parent.parent / "docs/bring-your-own.md").read_text()
 
@@ -42,3 +44,18 @@ def test_a_class_that_lacks_a_method_is_refused_by_name(tmp_path, monkeypatch, p
     monkeypatch.delitem(sys.modules, "mine", raising=False)
     with pytest.raises(JobError, match=rf"^{path}: cannot load .* '{name}': \w+ has no method {method}"):
         load_job("quickstart", (f"{path}={name}",))
+
+
+def test_every_mask_method_structure_distribution_and_schedule_is_on_the_page_of_masks():
+    text = (pathlib.Path(__file__).parent.parent / "docs/masks.md").read_text()
+    for name in registry.names("mask_method"):
+        assert f"\n### {name}\n" in text
+    for kind in ("structure", "distribution", "mask_schedule"):
+        assert all(f"`{name}`" in text for name in registry.names(kind)), kind
+
+
+def test_the_masks_of_the_page_are_a_job():
+    text = (pathlib.Path(__file__).parent.parent / "docs/masks.md").read_text()
+    (block,) = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
+    masks = parse({"name": "x", "optimizer": "sgd", **yaml.safe_load(block)}).masks
+    assert masks.structure.config.rows == 32 and masks.rules == {"*qkv*": 0.8}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from sparsetrain import registry
 from sparsetrain.config.errors import JobError
 from sparsetrain.config.job import Exchange, Job
+from sparsetrain.config.numbers import interval_of, steps_of
 
 
 def check_exchange(exchange: Exchange) -> None:
@@ -59,14 +60,14 @@ def check(job: Job) -> None:
         )
     boundaries = {"checkpoint.every": job.checkpoint.every, "train.evaluate_every": job.train.evaluate_every}
     if masks is not None:
-        boundaries["masks.every"] = masks.every
+        boundaries["masks.every"] = interval_of(masks.every, job.train.steps)
     for path, value in boundaries.items():
         if value % exchange.every:
             raise JobError(
                 f"{path}: {value} is not a multiple of exchange.every ({exchange.every}): replicas are equal only at "
                 "exchanges; allowed: its multiples, or another exchange.every"
             )
-    if masks is not None and masks.end <= masks.begin and masks.method.name != "static":
+    if masks is not None and _points(job)[1] <= _points(job)[0] and masks.method.name != "static":
         raise JobError(f"masks.end: {masks.end} must be greater than masks.begin ({masks.begin})")
 
 
@@ -81,9 +82,16 @@ def advice(job: Job) -> list[str]:
         )
     masks, steps = job.masks, job.train.steps
     if masks is not None and masks.method.name != "static":
-        first = max(1, -(-round(masks.begin * steps) // masks.every)) * masks.every
-        if first >= round(masks.end * steps):
+        begin, end = _points(job)
+        every = interval_of(masks.every, steps)
+        if masks.schedule is None and max(1, -(-begin // every)) * every >= end:
             lines.append(f"masks.every: no update falls into these {steps} steps: the masks stay as they begin")
     if masks is not None and exchange.regime == "dense":
         lines.append("exchange.regime: dense sends the zeros of masked weights too; packed gives the same without them")
     return lines
+
+
+def _points(job: Job) -> tuple[int, int]:
+    """Return the steps at which mask updates begin and end."""
+    assert job.masks is not None
+    return steps_of(job.masks.begin, job.train.steps), steps_of(job.masks.end, job.train.steps)

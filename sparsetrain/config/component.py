@@ -38,15 +38,16 @@ class Component:
 class Named:
     """Pydantic annotation: a registry entry of `kind`, given as a name or as `{name: ..., **options}`.
 
-    A mapping without a name sets options of the `default`.
+    A mapping without a name sets options of the `default`. `optional`: null stays None.
     """
 
-    def __init__(self, kind: str, default: str | None = None) -> None:
+    def __init__(self, kind: str, default: str | None = None, optional: bool = False) -> None:
         self.kind = kind
         self.default = default
+        self.optional = optional
 
-    def parse(self, value: Any) -> Component:
-        if isinstance(value, Component):
+    def parse(self, value: Any) -> Component | None:
+        if isinstance(value, Component) or (value is None and self.optional):
             return value
         if isinstance(value, str):
             value = {"name": value}
@@ -65,8 +66,12 @@ class Named:
 
     def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> CoreSchema:
         return core_schema.no_info_plain_validator_function(
-            self.parse, serialization=core_schema.plain_serializer_function_ser_schema(Component.as_dict)
+            self.parse, serialization=core_schema.plain_serializer_function_ser_schema(_tree)
         )
+
+
+def _tree(component: Component | None) -> dict[str, Any] | None:
+    return None if component is None else component.as_dict()
 
 
 def adapter(cls: Any) -> TypeAdapter[Any]:

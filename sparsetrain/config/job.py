@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from sparsetrain.config.component import STRICT, Component, Named
-from sparsetrain.config.numbers import Above0, BelowOne, Count, Density, Fraction, NotNegative, Positive
+from sparsetrain.config.numbers import Above0, BelowOne, Count, Density, Fraction, NotNegative, Point, Positive
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -68,18 +68,24 @@ class Exchange:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Masks:
-    """Which weights are kept, and how that changes. `begin` and `end` are fractions of the run."""
+    """Which weights are kept, and how that changes. Points up to 1 (`every` below 1) are shares of the run, else
+    steps."""
 
     __pydantic_config__ = STRICT
     method: Annotated[Component, Named("mask_method", "static")] = "static"  # pyrefly: ignore[bad-assignment]
     distribution: Annotated[Component, Named("distribution", "erk")] = "erk"  # pyrefly: ignore[bad-assignment]
+    structure: Annotated[Component, Named("structure", "unstructured")] = "unstructured"  # pyrefly: ignore[bad-assignment]
+    # When masks change and to what sparsity; null: the method's own schedule.
+    schedule: Annotated[Component | None, Named("mask_schedule", optional=True)] = None
     sparsity: BelowOne = 0.9
-    begin: Fraction = 0.0
-    end: Fraction = 0.75  # the last update comes strictly before this point
-    every: Positive = 100  # steps between updates
-    exclude: tuple[str, ...] = ()  # parameter name patterns (fnmatch) that stay dense
+    begin: Point = 0.0
+    end: Point = 0.75  # the last update comes strictly before this point
+    every: Annotated[Point, Field(gt=0)] = 100  # between updates
+    exclude: tuple[str, ...] = ()  # parameter name patterns (fnmatch) that stay dense, and the words first and last
+    rules: dict[str, BelowOne] = dataclasses.field(default_factory=dict)  # name pattern -> sparsity of its own
     rescale_init: bool = True  # divide initial masked weights by sqrt(density): keeps the variance of the outputs
     agreement: Literal["raise", "rank0"] = "raise"
+    agreement_every: Positive = 100  # steps between two comparisons of all ranks' masks and weights
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -16,9 +17,14 @@ from sparsetrain.config.errors import JobError
 from sparsetrain.config.job import Job
 from sparsetrain.data.sampler import Sampler
 from sparsetrain.engine import checkpoint
+from sparsetrain.engine.sparse_mean import sparse_mean
 from sparsetrain.engine.update import EveryStep, LocalSteps
 from sparsetrain.gradient.exchange import GradientExchange
 from sparsetrain.masks.controller import MaskController
+
+# Before the names of tensors in a rank's and in the masks' file.
+SCORES, DORMANT, EXPLORED = "scores/", "dormant/", "explored/"
+NO_MASKS: dict[str, Any] = {"packed": {}, "epoch": 0, "dormant": {}, "explored": {}}
 
 
 @dataclasses.dataclass
@@ -54,8 +60,12 @@ class RunState:
     def sync_masks(self) -> None:
         """Tell the exchange and the update rule which coordinates are active now."""
         if self.masks is not None:
-            self.exchange.set_masks(self.masks.masks.masks, self.masks.masks.epoch)
-            self.update.set_masks(self.masks.masks.masks)
+            self.exchange.set_masks(self.masks.masks.limits, self.masks.masks.epoch)
+            self.update.set_masks(self.masks.masks.limits)
+
+    def forward(self) -> contextlib.AbstractContextManager[None]:
+        """Return the context in which the model computes: with the forward sets of its masks."""
+        return self.masks.forward() if self.masks is not None else contextlib.nullcontext()
 
 
 def build(job: Job, world: World) -> RunState:
@@ -78,24 +88,26 @@ def build(job: Job, world: World) -> RunState:
     exchange = GradientExchange(job.exchange, shapes, world, exchanges, device)
     masks = None
     if job.masks is not None:
-        gather = world.transport.gather_bytes
+        transport = world.transport
         masks = MaskController(
             job.masks,
             parameters,
             maskable=maskable(model, parameters),
             seed=job.seed,
             steps=job.train.steps,
-            gather=lambda data: gather(data, "mask"),
+            gather=lambda data: transport.gather_bytes(data, "mask"),
+            mean=lambda tensors: transport.mean(tensors, "mask"),
+            sparse_mean=lambda values, places: sparse_mean(values, places, transport, "mask"),
             fresh=job.train.init_from is None,
         )
+        _check_boundaries(job, masks.schedule.updates())
+    mask_gradients, pull = (masks.mask_gradients, masks.pull) if masks is not None else (_nothing, _nothing)
+    clip, outer = job.train.clip, job.exchange.outer
     update: EveryStep | LocalSteps
     if job.exchange.every == 1:
-        update = EveryStep(parameters, optimizer, exchange, job.train.clip, world)
+        update = EveryStep(parameters, optimizer, exchange, clip, world, pull)
     else:
-        mask_gradients = masks.mask_gradients if masks is not None else _nothing
-        update = LocalSteps(
-            parameters, optimizer, exchange, job.train.clip, job.exchange.every, job.exchange.outer, mask_gradients
-        )
+        update = LocalSteps(parameters, optimizer, exchange, clip, job.exchange.every, outer, mask_gradients, pull)
     sampler = Sampler(data.train_size, job.train.batch_size, world.rank, world.size, job.seed)
     state = RunState(job, world, model, data, sampler, parameters, optimizer, exchange, update, masks)
     state.sync_masks()
@@ -105,14 +117,25 @@ def build(job: Job, world: World) -> RunState:
 
 
 def maskable(model: Any, parameters: dict[str, nn.Parameter]) -> list[str]:
-    """Return what the model names, or all weights of two and more dimensions where it names nothing."""
+    """Return what the model names; else all weights of two or more axes but embeddings and what is tied to one."""
     if hasattr(model, "maskable"):
         return model.maskable()
-    return [name for name, parameter in parameters.items() if parameter.ndim >= 2]
+    embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+    return [name for name, p in parameters.items() if p.ndim >= 2 and id(p) not in embeddings]
 
 
 def _nothing() -> None:
     return
+
+
+def _check_boundaries(job: Job, updates: list[int]) -> None:
+    """Raise JobError for a mask update between two exchanges, where replicas differ."""
+    for step in updates:
+        if step % job.exchange.every:
+            raise JobError(
+                f"masks.schedule: an update after step {step}, which is not a multiple of exchange.every "
+                f"({job.exchange.every}): replicas are equal only at exchanges; allowed: its multiples"
+            )
 
 
 def _check_fit(job: Job, data: Any, world: World) -> None:
@@ -135,6 +158,8 @@ def save(state: RunState, root: pathlib.Path) -> pathlib.Path:
     rank = f"rank{world.rank:05d}"
     own = state.exchange.state()
     own["random/torch"] = torch.get_rng_state()
+    if state.masks is not None:
+        own |= {f"{SCORES}{key}": tensor for key, tensor in state.masks.rank_state().items()}
     checkpoint.write_tensors(unfinished / f"residual.{rank}.safetensors", own)
     optimizer = checkpoint.optimizer_tensors(state.optimizer, state.parameters)
     if state.job.exchange.every > 1:
@@ -143,8 +168,10 @@ def save(state: RunState, root: pathlib.Path) -> pathlib.Path:
         if state.job.exchange.every == 1:
             checkpoint.write_tensors(unfinished / "optimizer.safetensors", optimizer)
         checkpoint.write_tensors(unfinished / "model.safetensors", checkpoint.model_tensors(state.model))
-        masks = state.masks.state_dict() if state.masks is not None else {"packed": {}, "epoch": 0}
-        checkpoint.write_tensors(unfinished / "masks.safetensors", masks["packed"])
+        masks = state.masks.state_dict() if state.masks is not None else NO_MASKS
+        dormant = {f"{DORMANT}{name}": tensor for name, tensor in masks["dormant"].items()}
+        explored = {f"{EXPLORED}{name}": tensor for name, tensor in masks["explored"].items()}
+        checkpoint.write_tensors(unfinished / "masks.safetensors", {**masks["packed"], **dormant, **explored})
         checkpoint.write_tensors(unfinished / "outer.safetensors", state.update.state())
         about = {
             "format": checkpoint.FORMAT,
@@ -180,7 +207,8 @@ def _restore(state: RunState, folder: pathlib.Path) -> None:
     checkpoint.load_model(state.model, checkpoint.read_saved(folder, "model.safetensors"), folder)
     if state.masks is not None:
         packed = checkpoint.read_saved(folder, "masks.safetensors")
-        state.masks.load_state_dict({"packed": packed, "epoch": about.mask_epoch})
+        parts = {"dormant": _under(packed, DORMANT), "explored": _under(packed, EXPLORED)}
+        state.masks.load_state_dict({"packed": packed, "epoch": about.mask_epoch, **parts})
     state.sync_masks()
     state.update.load_state(checkpoint.read_saved(folder, "outer.safetensors"))
     ranks, rank = about.world_size, state.world.rank
@@ -189,12 +217,15 @@ def _restore(state: RunState, folder: pathlib.Path) -> None:
         own = f"optimizer.rank{rank % ranks:05d}.safetensors"
     checkpoint.load_optimizer(state.optimizer, state.parameters, checkpoint.read_saved(folder, own))
     if ranks == state.world.size:
-        mine = checkpoint.read_saved(folder, f"residual.rank{rank:05d}.safetensors")
-        state.exchange.load_state(mine)
-        torch.set_rng_state(mine["random/torch"])
+        kept = checkpoint.read_saved(folder, f"residual.rank{rank:05d}.safetensors")
     else:
         saved = (checkpoint.read_saved(folder, f"residual.rank{r:05d}.safetensors") for r in range(ranks))
-        state.exchange.load_state(_mean(list(saved)))
+        kept = _mean(list(saved))
+    state.exchange.load_state(kept)
+    if state.masks is not None:
+        state.masks.load_rank_state(_under(kept, SCORES))
+    if ranks == state.world.size:
+        torch.set_rng_state(kept["random/torch"])
     state.exchange.step = about.exchanges
     # A changed batch moves the border between finished and new samples to a whole number of steps.
     state.step = about.step
@@ -202,6 +233,11 @@ def _restore(state: RunState, folder: pathlib.Path) -> None:
     state.world.transport.meter.sent.update(about.sent_bytes)
     if state.weights_digest() != about.weights_digest:
         raise checkpoint.CheckpointError(f"{folder}: weights do not have the digest that state.json names")
+
+
+def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Return the tensors whose names begin with `prefix`, without it."""
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
 def _mean(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:

@@ -11,7 +11,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from sparsetrain.collective.world import World
 from sparsetrain.config.check import advice
@@ -20,9 +19,11 @@ from sparsetrain.config.load import to_tree
 from sparsetrain.engine import checkpoint
 from sparsetrain.engine.evaluate import evaluate
 from sparsetrain.engine.learning_rate import factor_at
+from sparsetrain.engine.probe import ModelProbe
 from sparsetrain.engine.state import RunState, build, restore, save
 from sparsetrain.engine.update import gradient
 from sparsetrain.engine.window import Window
+from sparsetrain.masks.agreement import agree_weights
 from sparsetrain.masks.controller import Report
 from sparsetrain.track.console import RowSink, format_row
 from sparsetrain.track.jsonl import JsonlSink
@@ -32,10 +33,6 @@ from sparsetrain.track.wandb import WandbSink
 
 class NotFinite(RuntimeError):
     """Gradients have been infinite or not a number for too long to hope."""
-
-
-class ReplicasDiffer(RuntimeError):
-    """Ranks hold different weights where they must be equal; the message names the ranks."""
 
 
 def train(
@@ -89,10 +86,15 @@ class Trainer:
         state, job = self.state, self.job
         self._resume()
         self._check_replicas()
+        if state.masks is not None and state.masks.waits:
+            state.masks.initialise(ModelProbe(state))
+            state.sync_masks()
         self.tracker = Tracker(_sinks(state, self.folder, self.show), self.log)
         self.window = Window(self.world.transport.meter, state.exchange.seconds)
         if hasattr(state.data, "describe"):
             self.log(f"data: {', '.join(f'{key} {value}' for key, value in state.data.describe().items())}")
+        if state.masks is not None:
+            self.log(f"masks: {state.masks.describe()}")
         for line in advice(job):
             self.log(f"note: {line}")
         began = time.perf_counter() - state.wall_s
@@ -126,9 +128,10 @@ class Trainer:
         self._forward_backward()
         masks = state.masks
         due = masks is not None and masks.is_update(state.step + 1)
-        with self.window.span("scores"):
-            # Scores are the mean of unmasked gradients, so they are taken before anything is masked away.
-            scores = self._mean_gradient() if masks is not None and due and masks.needs_gradient(state.step + 1) else {}
+        if masks is not None and masks.watches(state.step + 1):
+            with self.window.span("scores"):
+                # Scores are means of unmasked gradients, so they are taken before anything is masked away.
+                masks.observe(state.step + 1, {name: gradient(p) for name, p in masks.parameters.items()})
         with self.window.span("update"):
             updated = state.update.step(last)
         self.window.stepped(updated)
@@ -140,9 +143,9 @@ class Trainer:
         report = None
         if masks is not None and updated.exchanged:
             masks.mask_weights()
-            if due:
-                report = masks.step(state.step + 1, lambda: scores, state.optimizer)
+            if due and (report := masks.step(state.step + 1, state.optimizer)):
                 state.sync_masks()
+            masks.check(state.step + 1)
         state.step += 1
         return report
 
@@ -157,45 +160,43 @@ class Trainer:
         state, train = self.state, self.job.train
         state.optimizer.zero_grad(set_to_none=True)
         total = 0.0
-        for micro in range(train.accumulate):
-            with self.window.span("data"):
-                position = state.step * state.global_batch + micro * train.batch_size * self.world.size
-                batch = state.data.train_batch(state.sampler.indices(position))
-                batch = tuple(part.to(self.world.transport.device) for part in batch)
-            state.update.listen(micro + 1 == train.accumulate)
-            with self.window.span("forward_backward"):
-                with self._autocast():
-                    loss = state.model.loss(batch)
-                (loss / train.accumulate).backward()
-                total += float(loss.detach()) / train.accumulate
+        with state.forward():
+            for micro in range(train.accumulate):
+                total += self._micro_batch(micro)
         self.window.losses.append(total)
+
+    def _micro_batch(self, micro: int) -> float:
+        """Add one micro-batch to the gradients and return its share of the loss."""
+        state, train = self.state, self.job.train
+        with self.window.span("data"):
+            position = state.step * state.global_batch + micro * train.batch_size * self.world.size
+            batch = state.data.train_batch(state.sampler.indices(position))
+            batch = tuple(part.to(self.world.transport.device) for part in batch)
+        state.update.listen(micro + 1 == train.accumulate)
+        with self.window.span("forward_backward"):
+            with self._autocast():
+                loss = state.model.loss(batch)
+            (loss / train.accumulate).backward()
+            return float(loss.detach()) / train.accumulate
 
     def _autocast(self) -> contextlib.AbstractContextManager[Any]:
         if self.job.train.precision == "fp32":
             return contextlib.nullcontext()
         return torch.autocast(self.world.transport.device.type, torch.bfloat16)
 
-    def _mean_gradient(self) -> dict[str, Tensor]:
-        """Return the mean gradient of the masked tensors over all ranks: one dense all-reduce, booked under mask."""
-        names = list(self.state.masks.masks.masks) if self.state.masks is not None else []
-        means = self.world.transport.mean({name: gradient(self.state.parameters[name]) for name in names}, "mask")
-        # A non-finite score would rank anything; every rank sees the same one, so all put zero in its place.
-        return {name: torch.nan_to_num(mean, nan=0.0, posinf=0.0, neginf=0.0) for name, mean in means.items()}
-
     def _evaluate(self) -> dict[str, float]:
         train = self.job.train
         self._check_replicas()
-        self.evaluation = evaluate(
-            self.state.model, self.state.data, train.batch_size, train.evaluate_batches, self.world
-        )
+        with self.state.forward():
+            self.evaluation = evaluate(
+                self.state.model, self.state.data, train.batch_size, train.evaluate_batches, self.world
+            )
         return dict(self.evaluation)
 
     def _check_replicas(self) -> None:
-        """Compare the digests of all ranks' weights. Raises ReplicasDiffer."""
-        digests = self.world.transport.gather_bytes(self.state.weights_digest().encode())
-        others = [rank for rank, digest in enumerate(digests) if digest != digests[0]]
-        if others:
-            raise ReplicasDiffer(f"step {self.state.step}: weights of ranks {others} differ from rank 0's")
+        """Compare all ranks' weights, whatever the job says about masks. Raises ReplicasDiffer."""
+        weights = {name: parameter.detach() for name, parameter in self.state.parameters.items()}
+        agree_weights(weights, self.world.transport.gather_bytes, "raise")
 
     def _resume(self) -> None:
         """Restore the newest checkpoint that every rank can read; rank 0 says which there are. Collective."""
@@ -266,5 +267,6 @@ def _mask_figures(state: RunState, report: Report | None) -> dict[str, float]:
             "mask/dropped": report.dropped,
             "mask/grown": report.grown,
             "mask/churn": report.churn,
+            "mask/explored": report.explored,
         }
     return figures

@@ -49,7 +49,9 @@ class EveryStep:
         exchange: GradientExchange,
         clip: float,
         world: World,
+        pull: Callable[[], None],
     ) -> None:
+        self.pull = pull
         self.parameters = parameters
         self.optimizer = optimizer
         self.exchange = exchange
@@ -78,6 +80,7 @@ class EveryStep:
         # Rank 0's norm steers everyone: other processors may round a long sum differently.
         self.world.transport.broadcast(norm, "control")
         _clip(self.parameters, self.clip, norm)
+        self.pull()
         self.optimizer.step()
         return Updated(float(norm), True)
 
@@ -108,7 +111,9 @@ class LocalSteps:
         every: int,
         outer: Outer,
         mask_gradients: Callable[[], None],
+        pull: Callable[[], None],
     ) -> None:
+        self.pull = pull
         self.parameters = parameters
         self.optimizer = optimizer
         self.exchange = exchange
@@ -131,6 +136,7 @@ class LocalSteps:
         finite = bool(torch.isfinite(norm))
         if finite:
             _clip(self.parameters, self.clip, norm)
+            self.pull()
             self.optimizer.step()
         self.since += 1
         if self.since < self.every and not last:
@@ -157,7 +163,7 @@ class LocalSteps:
 
     @torch.no_grad()
     def set_masks(self, masks: Mapping[str, Tensor]) -> None:
-        """Follow a mask update: anchors take the new weights, outer momentum dies outside the masks."""
+        """Follow an update of the update sets: anchors take the new weights, outer momentum dies outside the masks."""
         for name, parameter in self.parameters.items():
             self.anchor[name].copy_(parameter)
         for name, mask in masks.items():

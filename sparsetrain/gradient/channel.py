@@ -95,16 +95,25 @@ class Channel:
         self.flat[self.active] = self.mean
         return self.bucket.split(self.flat)
 
-    def set_masks(self, masks: Mapping[str, Tensor]) -> None:
-        """Adopt a new update set: state of coordinates active before and after stays, all other is zero."""
+    def set_masks(self, masks: Mapping[str, Tensor]) -> bool:
+        """Adopt an update set: state of coordinates active before and after stays, all other is zero.
+
+        Returns False when it is the present one, and nothing changed.
+        """
+        active = self.bucket.active(masks)
+        if active is None and self.active is None:
+            return False
+        if active is not None and self.active is not None and torch.equal(active, self.active):
+            return False
         dense = {field: self.dense(field) for field in self.kept}
-        self.active = self.bucket.active(masks)
+        self.active = active
         size = self.bucket.size if self.active is None else self.active.numel()
         self.flat = torch.empty(0 if self.active is None else self.bucket.size, device=self.device)
         self._allocate(size)
         for field, state in dense.items():
             self.kept[field] = STORAGES[self.storage](size, self.device)
             self.kept[field].write(state.clone() if self.active is None else state[self.active])
+        return True
 
     def dense(self, field: str) -> Tensor:
         """Return a field in the bucket's full shape, zero at inactive places."""

@@ -233,10 +233,10 @@ class GradientExchange:
         return {name: channel.index for channel in self.channels for name in channel.bucket.names}
 
     def set_masks(self, masks: Mapping[str, Tensor], epoch: int) -> None:
-        """Adopt the update set of a mask epoch; state lives on only where a coordinate stays active."""
-        for channel in self.channels:
-            channel.set_masks(masks)
-        self.collective.forget()
+        """Adopt the update sets of a mask epoch; tensors that are not named are active as a whole. State lives on only
+        where a coordinate stays active. An epoch that leaves all update sets as they are costs nothing."""
+        if any([channel.set_masks(masks) for channel in self.channels]):
+            self.collective.forget()
         self.epoch = epoch
 
     def state(self) -> dict[str, Tensor]:

@@ -1,47 +1,112 @@
-"""Every rank proves that it holds the same masks, before anything uses them."""
+"""Every rank proves that it holds the same masks and weights, before anything goes on."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import hashlib
+from collections.abc import Callable, Mapping
 from typing import Literal
 
+import numpy as np
 import torch
+from torch import Tensor
 
-from sparsetrain.masks.maskset import MaskSet
+from sparsetrain.masks.maskset import UPDATE, MaskSet
 
-Gather = Callable[[bytes], list[bytes]]
-
-
-class MaskDisagreement(RuntimeError):
-    """Ranks computed different masks; the message names the first layer, index and the ranks that differ."""
+Gather = Callable[[bytes], list[bytes]]  # collective: returns all ranks' bytes in rank order
+Policy = Literal["raise", "rank0"]
 
 
-def agree(masks: MaskSet, gather: Gather, policy: Literal["raise", "rank0"]) -> MaskSet:
-    """Return the masks that all ranks hold. Collective through `gather`, which returns all ranks' bytes in order.
+class Disagreement(RuntimeError):
+    """Ranks hold different bits where they must be equal; the message names tensor, index, ranks and both values."""
+
+
+class MaskDisagreement(Disagreement):
+    """Ranks computed different masks."""
+
+
+class ReplicasDiffer(Disagreement):
+    """Ranks hold different weights."""
+
+
+def agree(masks: MaskSet, gather: Gather, policy: Policy) -> MaskSet:
+    """Return the masks that all ranks hold. Collective through `gather`.
 
     16 bytes travel when all agree. Where they do not, bitmaps follow, and the policy decides: raise
     MaskDisagreement, or take rank 0's masks.
     """
     digests = gather(masks.digest())
-    if len(set(digests)) == 1:
+    others = _differing(digests)
+    if not others:
         return masks
-    size = {name: bits.numel() for name, bits in masks.packed().items()}
-    everyone = [_unpack(data, size, masks) for data in gather(_pack(masks))]
+    everyone = [_unpack(data, masks) for data in gather(_pack(masks))]
     if policy == "rank0":
         return everyone[0]
-    others = [rank for rank, digest in enumerate(digests) if digest != digests[0]]
     where = everyone[0].first_difference(everyone[others[0]])
-    place = f"first at {where[0]}[{where[1]}]" if where else "in their epoch"
+    place = "in their epoch"
+    if where:
+        name, index, value = where
+        place = f"first at {name}[{index}]: {int(value)} on rank 0, {int(not value)} on rank {others[0]}"
     raise MaskDisagreement(f"mask epoch {masks.epoch}: ranks {others} differ from rank 0, {place}")
 
 
+@torch.no_grad()
+def agree_weights(weights: Mapping[str, Tensor], gather: Gather, policy: Policy) -> list[str]:
+    """Return the names of the tensors that were taken from rank 0, none when all ranks hold the same bits. Collective.
+
+    16 bytes travel when all agree. Where they do not, digests of each tensor follow, then the first tensor that
+    differs (`raise`: ReplicasDiffer) or all of them (`rank0`).
+    """
+    own = {name: _digest(tensor) for name, tensor in weights.items()}
+    others = _differing(gather(hashlib.blake2b(b"".join(own.values()), digest_size=16).digest()))
+    if not others:
+        return []
+    table = gather(b"".join(own.values()))
+    differ = [name for n, name in enumerate(own) if len({row[16 * n : 16 * n + 16] for row in table}) > 1]
+    for name in differ:
+        everyone = [_values(data, weights[name]) for data in gather(_bytes(weights[name]))]
+        if policy == "raise":
+            raise ReplicasDiffer(f"weights of ranks {others} differ from rank 0's, {_first(name, everyone)}")
+        weights[name].copy_(everyone[0])
+    return differ
+
+
+def _differing(digests: list[bytes]) -> list[int]:
+    return [rank for rank, digest in enumerate(digests) if digest != digests[0]]
+
+
+def _first(name: str, everyone: list[Tensor]) -> str:
+    bits = [tensor.flatten().view(torch.uint8).view(tensor.numel(), -1) for tensor in everyone]
+    rank = next(rank for rank, each in enumerate(bits) if not torch.equal(each, bits[0]))
+    index = int((bits[rank] != bits[0]).any(1).nonzero()[0])
+    zero, theirs = (float(everyone[r].flatten()[index]) for r in (0, rank))
+    return f"first at {name}[{index}]: {zero!r} on rank 0, {theirs!r} on rank {rank}"
+
+
+def _bytes(tensor: Tensor) -> bytes:
+    return tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
+
+
+def _digest(tensor: Tensor) -> bytes:
+    return hashlib.blake2b(_bytes(tensor), digest_size=16).digest()
+
+
+def _values(data: bytes, like: Tensor) -> Tensor:
+    return torch.from_numpy(np.frombuffer(bytearray(data), np.uint8)).view(like.dtype).view(like.shape)
+
+
 def _pack(masks: MaskSet) -> bytes:
-    return b"".join(bits.numpy().tobytes() for bits in masks.packed().values())
+    """Return epoch, forward sets and update sets; all ranks' have the same length, also where only some differ."""
+    pairs = [(masks.masks[name], masks.update(name)) for name in masks.masks]
+    bits = [np.packbits(mask.cpu().numpy()).tobytes() for pair in pairs for mask in pair]
+    return masks.epoch.to_bytes(8, "little") + b"".join(bits)
 
 
-def _unpack(data: bytes, size: dict[str, int], like: MaskSet) -> MaskSet:
-    packed, start = {}, 0
-    for name, length in size.items():
-        packed[name] = torch.frombuffer(bytearray(data[start : start + length]), dtype=torch.uint8)
-        start += length
-    return MaskSet.from_packed(packed, like.masks, like.epoch)
+def _unpack(data: bytes, like: MaskSet) -> MaskSet:
+    start, packed = 8, {}
+    for name, mask in like.masks.items():
+        for key in (name, UPDATE + name):
+            length = -(-mask.numel() // 8)
+            packed[key] = torch.from_numpy(np.frombuffer(bytearray(data[start : start + length]), np.uint8))
+            start += length
+    masks = MaskSet.from_packed(packed, like.masks, int.from_bytes(data[:8], "little"))
+    return masks.reduced()

@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import fnmatch
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from sparsetrain.config.errors import JobError
 from sparsetrain.config.job import Masks
 from sparsetrain.config.load import checked
 from sparsetrain.masks import transition
-from sparsetrain.masks.agreement import Gather, agree
-from sparsetrain.masks.generator import generator_for
+from sparsetrain.masks.agreement import Gather, agree, agree_weights
+from sparsetrain.masks.chooser import Chooser
+from sparsetrain.masks.explored import Explored
 from sparsetrain.masks.maskset import MaskSet
-from sparsetrain.masks.methods.base import Moment
-from sparsetrain.masks.schedule import MaskSchedule
+from sparsetrain.masks.probe import Probe
+from sparsetrain.masks.schedule import Span
+from sparsetrain.masks.sources import Mean, Means, SparseMean
 
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """One mask update: epoch reached, weights dropped and grown, grown / active, sparsity aimed at and had."""
+    """One mask update: epoch reached, weights dropped from and grown into the forward set, grown / active, sparsity
+    aimed at and had, share of the weights that have ever been active (ITOP's R_s)."""
 
     epoch: int
     dropped: int
@@ -31,15 +33,18 @@ class Report:
     churn: float
     sparsity: float
     target_sparsity: float
+    explored: float
     old: MaskSet
     new: MaskSet
 
 
 class MaskController:
-    """Chooses, applies and changes the masks of a model; knows no transport, only the `gather` it is given.
+    """Chooses, applies and changes the masks of a model; knows no transport, only the callables it is given.
 
-    `parameters` are all of the model's, in model order; `maskable` names those that may be masked. With equal
-    arguments every rank holds equal masks. `fresh` is False when the weights are pretrained.
+    `parameters` are all of the model's, in model order; `maskable` names those that may be masked. `gather` returns
+    all ranks' bytes in rank order, `mean` the means over ranks of named tensors, `sparse_mean` those of the places
+    that some rank asks for; all are collective, and without them this is the only rank. With equal arguments every
+    rank holds equal masks. `fresh` is False when the weights are pretrained.
     """
 
     def __init__(
@@ -51,98 +56,206 @@ class MaskController:
         seed: int,
         steps: int,
         gather: Gather | None = None,
+        mean: Mean | None = None,
+        sparse_mean: SparseMean | None = None,
         fresh: bool = True,
     ) -> None:
         self.config = config = checked(config)
-        self.seed = seed
         self.gather = gather or (lambda data: [data])
-        self.method = config.method.build()
-        self.distribution = config.distribution.build()
-        self.schedule = MaskSchedule(steps, config.begin, config.end, config.every)
-        unknown = [name for name in maskable if name not in parameters]
-        if unknown or not maskable:
-            raise JobError(f"masks: the model's maskable tensors must be among its parameters (given {unknown})")
-        chosen = [name for name in maskable if not any(fnmatch.fnmatch(name, p) for p in config.exclude)]
-        if not chosen:
-            raise JobError(f"masks.exclude: {list(config.exclude)} leaves no tensor to mask")
-        self.parameters = {name: parameters[name] for name in parameters if name in chosen}
-        self.shapes = {name: tuple(parameter.shape) for name, parameter in self.parameters.items()}
-        counts = self.distribution.counts(self.shapes, config.sparsity)
-        if not any(counts.values()):
-            raise JobError(f"masks.sparsity: {config.sparsity} leaves not one weight of the masked tensors")
-        first = {
-            name: self.method.initial(parameter.detach(), counts[name], generator_for(seed, name, 0))
-            for name, parameter in self.parameters.items()
-        }
-        self.masks = MaskSet(first, 0)
-        if config.rescale_init and fresh:
+        self.span = Span(steps, config.begin, config.end, config.every)
+        self.chooser = Chooser(config, parameters, maskable, seed, self.span)
+        self.method, self.schedule = self.chooser.method, self.chooser.schedule
+        self.parameters = self.chooser.parameters
+        updates = self.schedule.updates() if self.method.changes else []
+        means = Means(mean or _alone, sparse_mean or _alone_at)
+        self.source = self.method.source(self.method, updates, means, self.chooser.layouts, self.span)
+        self.owed = False  # an update whose scores were not finite waits for the next step that can take it
+        self.masks = self.chooser.first()
+        self.explored = Explored(self.masks)
+        self.rescales = config.rescale_init and fresh
+        if self.rescales:
             self._rescale()
-        self.mask_weights()
+        self.dormant = {name: torch.zeros_like(p.detach()) for name, p in self.parameters.items()}
+        if not self.method.keeps_dormant:
+            self.dormant = {}
+        everything = {name: torch.ones_like(mask) for name, mask in self.masks.masks.items()}
+        transition.apply(MaskSet(everything), self.masks, self.parameters, None, self.dormant)
+
+    def describe(self) -> str:
+        """Return one line: the method, when masks change, and where its scores come from at what cost."""
+        updates = self.schedule.updates() if self.method.changes else []
+        when = f"{len(updates)} updates, steps {updates[0]} to {updates[-1]}" if updates else "no updates"
+        source = type(self.source)
+        return (
+            f"{self.config.method.name}, {when}; scores from {source.__name__}, bytes a rank and update: {source.wire}"
+        )
+
+    @property
+    def waits(self) -> bool:
+        """Return whether `initialise` has to be called before the first step."""
+        return self.method.at_init and self.masks.epoch == 0
+
+    @torch.no_grad()
+    def initialise(self, probe: Probe) -> None:
+        """Choose the mask of a method that asks the model first; all weights are active until then. Collective."""
+        first = {name: parameter.detach().clone() for name, parameter in self.parameters.items()}
+        proposed, final = self.masks, self.config.sparsity
+        for target in self.method.rounds(final):
+            with torch.enable_grad():
+                signal = self.method.ask(probe)
+            proposed = self.chooser.propose(dataclasses.replace(proposed, epoch=0), first, signal, target, 0.0)
+            for name, mask in proposed.masks.items():
+                self.parameters[name].copy_(torch.where(mask, first[name], 0.0))
+        for name, weight in first.items():
+            self.parameters[name].copy_(weight)
+        self._commit(self._agreed(proposed), final, None)
+        if self.rescales:
+            self._rescale()
 
     def is_update(self, step: int) -> bool:
         """Return whether masks change after `step` finished steps."""
-        return self.method.changes and self.schedule.is_update(step)
+        return self.method.changes and (self.owed or self.schedule.is_update(step))
 
-    def needs_gradient(self, step: int) -> bool:
-        """Return whether the update after `step` finished steps wants the mean gradient of the masked tensors."""
-        return self.is_update(step) and self.method.scores == "mean_gradient"
+    def watches(self, step: int) -> bool:
+        """Return whether `observe` wants the gradients of the step that makes `step` finished ones."""
+        return self.method.changes and (self.source.watches(step) or self.owed)
 
-    def step(
-        self, step: int, mean_gradient: Callable[[], dict[str, Tensor]], optimizer: torch.optim.Optimizer | None
-    ) -> Report | None:
+    @torch.no_grad()
+    def observe(self, step: int, gradients: Mapping[str, Tensor]) -> None:
+        """Look at a step's local gradients: unscaled, unmasked, averaged over accumulation, before they are exchanged.
+
+        Does nothing in steps that the method does not watch. Collective: every rank must call it.
+        """
+        if self.watches(step):
+            local = {name: gradients[name] for name in self.parameters}
+            self.source.observe(step, self._weights(), local, self.masks)
+
+    def step(self, step: int, optimizer: torch.optim.Optimizer | None) -> Report | None:
         """Change the masks if `step` finished steps call for it; weights and optimizer state follow.
 
-        `mean_gradient` is asked only where the method needs it. Collective: every rank must call it, and the new
-        masks are used only after all digests agree. Raises MaskDisagreement.
+        Two rounds cross ranks: digests of what each proposes, then a word from each that it has seen them agree. A
+        rank that fails before the end of the second leaves all others where they were. Where scores are not finite,
+        the update waits for the next step on all ranks alike. Collective: every rank must call it, also in steps
+        that change nothing. Raises MaskDisagreement.
         """
         if not self.is_update(step):
             return None
-        target = self.method.sparsity(self.config.sparsity, self.schedule.ramp(step))
-        proposed = self._propose(step, target, mean_gradient() if self.needs_gradient(step) else {})
+        signal = self.source.take()
+        self.owed = signal is None
+        if signal is None:
+            return None
+        target = self.schedule.sparsity(self.config.sparsity, step)
+        proposed = self.chooser.propose(self.masks, self._weights(), signal, target, self.span.fraction(step))
+        return self._commit(self._agreed(proposed), target, optimizer)
+
+    def _agreed(self, proposed: MaskSet) -> MaskSet:
+        """Return the masks that all ranks propose, after each has said that it has seen the others agree."""
         new = agree(proposed, self.gather, self.config.agreement)
+        self.gather(new.epoch.to_bytes(8, "little"))
+        return new
+
+    def _commit(self, new: MaskSet, target: float, optimizer: torch.optim.Optimizer | None) -> Report:
         old, self.masks = self.masks, new
-        transition.apply(old, new, self.parameters, optimizer)
+        transition.apply(old, new, self.parameters, optimizer, self.dormant)
+        if self.method.forgets(old.sparsity(), new.sparsity()):
+            transition.forget(optimizer)
         dropped = sum(int((old.masks[name] & ~mask).sum()) for name, mask in new.masks.items())
         grown = sum(int((mask & ~old.masks[name]).sum()) for name, mask in new.masks.items())
         churn = grown / max(1, sum(new.counts().values()))
-        return Report(new.epoch, dropped, grown, churn, new.sparsity(), target, old, new)
+        # A dense beginning is no exploration: what counts is what sparse masks have held.
+        self.explored = Explored(new) if old.sparsity() == 0.0 else self.explored
+        self.explored.add(new)
+        explored = self.explored.fraction()
+        return Report(new.epoch, dropped, grown, churn, new.sparsity(), target, explored, old, new)
 
-    def _propose(self, step: int, target: float, gradients: Mapping[str, Tensor]) -> MaskSet:
-        counts = self.distribution.counts(self.shapes, target)
-        epoch = self.masks.epoch + 1
-        masks = {}
-        for name, parameter in self.parameters.items():
-            moment = Moment(
-                weight=parameter.detach(),
-                mask=self.masks.masks[name],
-                gradient=gradients.get(name),
-                count=counts[name],
-                progress=self.schedule.fraction(step),
-                generator=generator_for(self.seed, name, epoch),
-            )
-            masks[name] = self.method.update(moment)
-        return MaskSet(masks, epoch)
+    def check(self, step: int) -> None:
+        """Compare all ranks' masks and weights every `agreement_every` steps; differences raise Disagreement, or are
+        overwritten by rank 0's. Collective; call it only where ranks must hold equal weights."""
+        if step % self.config.agreement_every == 0:
+            self.masks = agree(self.masks, self.gather, self.config.agreement)
+            weights = {name: parameter.detach() for name, parameter in self.chooser.everything.items()}
+            agree_weights(weights, self.gather, self.config.agreement)
+
+    @contextlib.contextmanager
+    def forward(self) -> Iterator[None]:
+        """Inside, weights outside the forward set are zero; afterwards they have their values back.
+
+        Forward and backward belong inside, and so does evaluation. Free where both sets are the same.
+        """
+        hidden = {name: self.parameters[name].detach().clone() for name in self.masks.updates}
+        with torch.no_grad():
+            for name in hidden:
+                self.parameters[name].copy_(torch.where(self.masks.masks[name], hidden[name], 0.0))
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for name, weight in hidden.items():
+                    self.parameters[name].copy_(weight)
 
     @torch.no_grad()
     def mask_weights(self) -> None:
-        """Set the weights outside the masks to zero; `where`, because 0 * nan is nan."""
-        for name, parameter in self.parameters.items():
-            parameter.copy_(torch.where(self.masks.masks[name], parameter, 0.0))
+        """Set the weights outside the update sets to zero; `where`, because 0 * nan is nan."""
+        for name, update in self.masks.limits.items():
+            parameter = self.parameters[name]
+            parameter.copy_(torch.where(update, parameter, 0.0))
 
     @torch.no_grad()
     def mask_gradients(self) -> None:
-        """Set the gradients outside the masks to zero."""
-        for name, parameter in self.parameters.items():
+        """Set the gradients outside the update sets to zero."""
+        for name, update in self.masks.limits.items():
+            parameter = self.parameters[name]
             if parameter.grad is not None:
-                parameter.grad = torch.where(self.masks.masks[name], parameter.grad, 0.0)
+                parameter.grad = torch.where(update, parameter.grad, 0.0)
+
+    @torch.no_grad()
+    def pull(self) -> None:
+        """Add to the mean gradients what the method asks for because of the weights alone, on all ranks alike."""
+        for name, parameter in self.parameters.items():
+            force = self.method.pull(parameter.detach(), self.masks.masks[name], self.masks.update(name))
+            if force is not None and parameter.grad is not None:
+                parameter.grad.add_(force)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return {"packed": bits by name, "epoch": int}; schedule and generators follow from job and epoch."""
-        return {"packed": self.masks.packed(), "epoch": self.masks.epoch}
+        """Return what all ranks share: {"packed": bits by name, "epoch": int, "dormant": weights by name, "explored":
+        bits by name}; schedule and generators follow from job and epoch."""
+        return {
+            "packed": self.masks.packed(),
+            "epoch": self.masks.epoch,
+            "dormant": dict(self.dormant),
+            "explored": self.explored.packed(),
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Put back what `state_dict` returned. Raises ValueError when it does not fit the model."""
         self.masks = MaskSet.from_packed(state["packed"], self.masks.masks, int(state["epoch"]))
+        self.explored = Explored(self.masks)
+        if state.get("explored"):
+            self.explored.load(state["explored"])
+        for name, weight in self.dormant.items():
+            saved = state.get("dormant", {}).get(name)
+            if saved is None or saved.shape != weight.shape:
+                raise ValueError(f"no dormant weights for {name} of {tuple(weight.shape)}")
+            self.dormant[name] = saved.to(weight)
+
+    def rank_state(self) -> dict[str, Tensor]:
+        """Return what this rank keeps between updates; it belongs into a file of this rank. The mean over ranks of
+        each tensor is what counts."""
+        return {**self.source.state(), "owed": torch.tensor([float(self.owed)])}
+
+    def load_rank_state(self, state: Mapping[str, Tensor]) -> None:
+        """Put back what `rank_state` returned. Raises ValueError when it does not fit the model."""
+        kept = {key: tensor for key, tensor in state.items() if key != "owed"}
+        for name, tensor in kept.items():
+            if name in self.parameters and tensor.shape != self.parameters[name].shape:
+                raise ValueError(f"scores of {name}: {tuple(tensor.shape)}, not {tuple(self.parameters[name].shape)}")
+        self.owed = bool(state.get("owed", torch.zeros(1)).sum())
+        self.source.load_state(kept)
+
+    def _weights(self) -> dict[str, Tensor]:
+        """Return the weights, the dormant in their places."""
+        weights = {name: parameter.detach() for name, parameter in self.parameters.items()}
+        return weights | {name: weights[name] + asleep for name, asleep in self.dormant.items()}
 
     @torch.no_grad()
     def _rescale(self) -> None:
@@ -151,3 +264,13 @@ class MaskController:
             density = self.masks.counts()[name] / parameter.numel()
             if density > 0:
                 parameter.div_(density**0.5)
+
+
+def _alone(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the means over a single rank; copies, because gradients are clipped in place later."""
+    return {name: tensor.clone() for name, tensor in tensors.items()}
+
+
+def _alone_at(values: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
+    """Return a single rank's own places and values."""
+    return places, values[places]

@@ -1,8 +1,9 @@
-"""The masks of a run as one value: who is active, at which mask epoch, and a digest to compare across ranks."""
+"""The masks of a run as one value: both sets of every tensor, the mask epoch, and a digest to compare across ranks."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 from collections.abc import Mapping
 
@@ -10,13 +11,39 @@ import numpy as np
 import torch
 from torch import Tensor
 
+UPDATE = "update/"  # before the name of a packed update set
+
 
 @dataclasses.dataclass(frozen=True)
 class MaskSet:
-    """`masks` maps parameter names, in model order, to bool tensors; `epoch` counts the updates so far."""
+    """The forward set and the update set of each masked tensor, by parameter name in model order, at a mask epoch.
+
+    `masks` are the forward sets: what the forward pass multiplies with. `updates` are the update sets, which hold
+    them: what gets gradients and travels; a tensor that is not named there has one set for both.
+    """
 
     masks: dict[str, Tensor]
     epoch: int = 0
+    updates: dict[str, Tensor] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name, update in self.updates.items():
+            if bool((self.masks[name] & ~update).any()):
+                raise ValueError(f"{name}: the forward set is not inside the update set")
+
+    def update(self, name: str) -> Tensor:
+        """Return the update set of a tensor, bool."""
+        return self.updates.get(name, self.masks[name])
+
+    @functools.cached_property
+    def limits(self) -> dict[str, Tensor]:
+        """Return the update sets that leave something out, by name: what a gradient exchange has to know."""
+        return {name: update for name in self.masks if not bool((update := self.update(name)).all())}
+
+    def reduced(self) -> MaskSet:
+        """Return the same sets, with update sets named only where they differ from the forward set."""
+        wider = {name: update for name, update in self.updates.items() if not torch.equal(update, self.masks[name])}
+        return dataclasses.replace(self, updates=wider)
 
     def counts(self) -> dict[str, int]:
         """Return the active weights of each tensor."""
@@ -28,35 +55,49 @@ class MaskSet:
         return 1.0 - sum(self.counts().values()) / total if total else 0.0
 
     def packed(self) -> dict[str, Tensor]:
-        """Return each mask as bits, uint8 of ceil(n / 8), first weight in the highest bit."""
-        return {name: torch.from_numpy(np.packbits(mask.cpu().numpy())) for name, mask in self.masks.items()}
+        """Return each set as bits, uint8 of ceil(n / 8), first weight in the highest bit; update sets that differ from
+        the forward set stand under `update/name`."""
+        sets = {**self.masks, **{f"{UPDATE}{name}": update for name, update in self.updates.items()}}
+        return {name: torch.from_numpy(np.packbits(mask.cpu().numpy())) for name, mask in sets.items()}
 
     @classmethod
     def from_packed(cls, packed: Mapping[str, Tensor], like: Mapping[str, Tensor], epoch: int) -> MaskSet:
         """Return the masks of `packed`, with names, shapes and devices of `like`. Raises ValueError on a misfit."""
-        masks = {}
+        masks, updates = {}, {}
         for name, tensor in like.items():
             if name not in packed:
                 raise ValueError(f"no mask for {name}")
-            bits = packed[name].cpu().numpy()
-            if bits.dtype != np.uint8 or bits.shape != (-(-tensor.numel() // 8),):
-                raise ValueError(f"mask of {name}: {bits.size} bytes of {bits.dtype} for {tensor.numel()} weights")
-            flat = np.unpackbits(bits, count=tensor.numel()).astype(bool)
-            masks[name] = torch.from_numpy(flat).view(tensor.shape).to(tensor.device)
-        return cls(masks, epoch)
+            masks[name] = _unpacked(name, packed[name], tensor)
+            if f"{UPDATE}{name}" in packed:
+                updates[name] = _unpacked(name, packed[f"{UPDATE}{name}"], tensor)
+        return cls(masks, epoch, updates)
 
     def digest(self) -> bytes:
         """Return 16 bytes of blake2b over epoch, names, shapes and bits."""
         digest = hashlib.blake2b(f"epoch {self.epoch}".encode(), digest_size=16)
         for name, bits in self.packed().items():
-            digest.update(f"{name} {tuple(self.masks[name].shape)}".encode())
+            digest.update(f"{name} {tuple(self.masks[name.removeprefix(UPDATE)].shape)}".encode())
             digest.update(bits.numpy().tobytes())
         return digest.digest()
 
-    def first_difference(self, other: MaskSet) -> tuple[str, int] | None:
-        """Return (name, flat index) of the first weight where the two differ, or None."""
+    def first_difference(self, other: MaskSet) -> tuple[str, int, bool] | None:
+        """Return (name, flat index, own value) of the first weight where the two differ, or None.
+
+        The name of an update set begins with `update/`.
+        """
         for name, mask in self.masks.items():
-            different = torch.nonzero((mask != other.masks[name]).flatten())
-            if different.numel():
-                return name, int(different[0])
+            forward, update = (mask, other.masks[name]), (self.update(name), other.update(name))
+            for place, (own, theirs) in ((name, forward), (UPDATE + name, update)):
+                different = torch.nonzero((own != theirs).flatten())
+                if different.numel():
+                    index = int(different[0])
+                    return place, index, bool(own.flatten()[index])
         return None
+
+
+def _unpacked(name: str, packed: Tensor, like: Tensor) -> Tensor:
+    bits = packed.cpu().numpy()
+    if bits.dtype != np.uint8 or bits.shape != (-(-like.numel() // 8),):
+        raise ValueError(f"mask of {name}: {bits.size} bytes of {bits.dtype} for {like.numel()} weights")
+    flat = np.unpackbits(bits, count=like.numel()).astype(bool)
+    return torch.from_numpy(flat).view(like.shape).to(like.device)

@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
-import math
+import abc
+from typing import Any
+
+from sparsetrain.config.numbers import interval_of, steps_of
 
 
-class MaskSchedule:
-    """Updates after every `every`-th step, from `begin` on and strictly before `end` (both shares of `steps`)."""
+class Span:
+    """Every `every`-th step, from `begin` on and strictly before `end`.
 
-    def __init__(self, steps: int, begin: float, end: float, every: int) -> None:
-        self.begin = round(begin * steps)
-        self.end = round(end * steps)
-        self.every = every
+    `begin` and `end` up to 1 and `every` below 1 are shares of `steps`, more are steps.
+    """
+
+    def __init__(self, steps: int, begin: float, end: float, every: float) -> None:
+        self.steps = steps
+        self.begin = steps_of(begin, steps)
+        self.end = steps_of(end, steps)
+        self.every = interval_of(every, steps)
 
     def updates(self) -> list[int]:
         """Return the numbers of finished steps after which masks change."""
         first = max(1, -(-self.begin // self.every))
         return list(range(first * self.every, self.end, self.every))
-
-    def is_update(self, step: int) -> bool:
-        """Return whether masks change after `step` finished steps."""
-        return step > 0 and step % self.every == 0 and self.begin <= step < self.end
 
     def fraction(self, step: int) -> float:
         """Return how much of the span from begin to end is over, 0 to 1."""
@@ -35,11 +38,22 @@ class MaskSchedule:
         return max(0.0, (step - self.begin) / (last - self.begin))
 
 
-def cubic(final: float, progress: float, initial: float = 0.0) -> float:
-    """Return the sparsity final + (initial - final) (1 - progress)^3 (Zhu and Gupta 2017)."""
-    return final + (initial - final) * (1.0 - progress) ** 3
+class MaskSchedule(abc.ABC):
+    """When masks change and to what sparsity. Equal arguments give equal answers on all ranks: there is no state."""
 
+    def __init__(self, config: Any, span: Span) -> None:
+        self.config = config
+        self.span = span
+        self._updates = frozenset(self.updates())
 
-def cosine_drop(alpha: float, progress: float) -> float:
-    """Return the share of active weights to drop, alpha / 2 (1 + cos(pi progress)) (RigL, equation 1)."""
-    return alpha / 2.0 * (1.0 + math.cos(math.pi * progress))
+    def updates(self) -> list[int]:
+        """Return the numbers of finished steps after which masks change, ascending."""
+        return self.span.updates()
+
+    def is_update(self, step: int) -> bool:
+        """Return whether masks change after `step` finished steps."""
+        return step in self._updates
+
+    @abc.abstractmethod
+    def sparsity(self, final: float, step: int) -> float:
+        """Return the sparsity that the update after `step` finished steps aims at."""

@@ -5,32 +5,36 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+LOWEST = torch.finfo(torch.float64).min
+
+
+def best(scores: Tensor, quota: int | Tensor, among: Tensor | None = None) -> Tensor:
+    """Return bool [G, U] with exactly `quota` places true in each row (a number, or one per row): the highest scores
+    among `among`, the lower index first where scores are equal.
+
+    Raises ValueError when a candidate's score is NaN or a row has too few candidates.
+    """
+    rows, columns = scores.shape
+    values = scores.double()
+    quotas = torch.full((rows,), quota) if isinstance(quota, int) else quota
+    available = torch.full((rows,), columns) if among is None else among.sum(1)
+    if among is not None:
+        values = values.clamp(min=LOWEST).masked_fill(~among, -torch.inf)
+    if torch.isnan(values).any():
+        raise ValueError("a score is not a number")
+    if bool(((quotas < 0) | (quotas > available)).any()):
+        row = int(((quotas < 0) | (quotas > available)).nonzero()[0])
+        raise ValueError(f"cannot choose {int(quotas[row])} of {int(available[row])} weights")
+    # Stable: equal scores stay in index order. Ties are common, since every grown weight begins at exactly zero.
+    order = torch.sort(values, dim=1, descending=True, stable=True).indices
+    chosen = torch.zeros(rows, columns, dtype=torch.bool)
+    return chosen.scatter_(1, order, torch.arange(columns) < quotas.unsqueeze(1))
+
 
 def top(scores: Tensor, k: int, among: Tensor | None = None) -> Tensor:
     """Return a bool mask, shaped as `scores`, with exactly k places true: the highest scores among `among`.
 
     Raises ValueError when a candidate's score is NaN or there are fewer than k candidates.
     """
-    flat = scores.detach().flatten().cpu().double()
-    candidates = torch.arange(flat.numel()) if among is None else torch.nonzero(among.flatten().cpu()).flatten()
-    values = flat[candidates]
-    if torch.isnan(values).any():
-        raise ValueError("a score is not a number")
-    if not 0 <= k <= values.numel():
-        raise ValueError(f"cannot choose {k} of {values.numel()} weights")
-    # Stable: equal scores stay in index order. Ties are common, since every grown weight begins at exactly zero.
-    order = torch.sort(values, descending=True, stable=True).indices[:k]
-    chosen = torch.zeros(flat.numel(), dtype=torch.bool)
-    chosen[candidates[order]] = True
-    return chosen.view(scores.shape).to(scores.device)
-
-
-def random(shape: torch.Size, k: int, generator: torch.Generator, among: Tensor | None = None) -> Tensor:
-    """Return a bool mask with exactly k places true, drawn uniformly without replacement."""
-    count = shape.numel() if among is None else int(among.sum())
-    places = torch.arange(shape.numel()) if among is None else torch.nonzero(among.flatten().cpu()).flatten()
-    if not 0 <= k <= count:
-        raise ValueError(f"cannot choose {k} of {count} weights")
-    chosen = torch.zeros(shape.numel(), dtype=torch.bool)
-    chosen[places[torch.randperm(count, generator=generator)[:k]]] = True
-    return chosen.view(shape)
+    candidates = None if among is None else among.reshape(1, -1).cpu()
+    return best(scores.detach().reshape(1, -1).cpu(), k, candidates).view(scores.shape).to(scores.device)

@@ -1,4 +1,4 @@
-"""What a mask update does to weights and optimizer state."""
+"""What a mask update does to weights and optimizer state; everything here is about update sets."""
 
 from __future__ import annotations
 
@@ -15,22 +15,43 @@ SECOND_MOMENTS = ("exp_avg_sq", "max_exp_avg_sq")
 
 @torch.no_grad()
 def apply(
-    old: MaskSet, new: MaskSet, parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer | None
+    old: MaskSet,
+    new: MaskSet,
+    parameters: Mapping[str, nn.Parameter],
+    optimizer: torch.optim.Optimizer | None,
+    dormant: dict[str, Tensor],
 ) -> None:
     """Bring weights and optimizer state to the new masks.
 
-    Coordinates active before and after keep everything; dropped and grown ones get weight 0 and first moments 0;
-    grown ones get the mean second moment of those that stayed active.
+    Coordinates in the update set before and after keep everything; dropped and grown ones get weight 0 and first
+    moments 0; grown ones get the mean second moment of those that stayed. Weights of the tensors in `dormant` wait
+    there instead, and come back from there.
     """
-    for name, mask in new.masks.items():
-        stayed = old.masks[name] & mask
-        parameter = parameters[name]
-        parameter.copy_(torch.where(stayed, parameter, 0.0))
+    for name in new.masks:
+        before, after = old.update(name), new.update(name)
+        if torch.equal(before, after):
+            continue
+        parameter, stayed = parameters[name], before & after
+        if name in dormant:
+            asleep = torch.where(before, parameter, dormant[name])
+            parameter.copy_(torch.where(after, asleep, 0.0))
+            dormant[name] = torch.where(after, 0.0, asleep)
+        else:
+            parameter.copy_(torch.where(stayed, parameter, 0.0))
         if optimizer is None or parameter not in optimizer.state:
             continue
         for field, value in optimizer.state[parameter].items():
             if torch.is_tensor(value) and value.shape == parameter.shape:
-                value.copy_(torch.where(stayed, value, _fresh(field, value, stayed, mask)))
+                value.copy_(torch.where(stayed, value, _fresh(field, value, stayed, after)))
+
+
+@torch.no_grad()
+def forget(optimizer: torch.optim.Optimizer | None) -> None:
+    """Set the first moments of all parameters to zero."""
+    for parameter, state in optimizer.state.items() if optimizer is not None else ():
+        for field, value in state.items():
+            if torch.is_tensor(value) and value.shape == parameter.shape and field not in SECOND_MOMENTS:
+                value.zero_()
 
 
 def _fresh(field: str, value: Tensor, stayed: Tensor, mask: Tensor) -> Tensor:

@@ -1,10 +1,12 @@
 import math
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sparsetrain.masks.distribution import ERK, Uniform
+from sparsetrain.masks.distribution import ER, ERK, Uniform
+from sparsetrain.masks.ranking import Global
 
 LENET = {"a": (300, 784), "b": (100, 300), "c": (10, 100)}
 
@@ -23,6 +25,10 @@ def resnet50() -> dict[str, tuple[int, ...]]:
                 shapes[f"{at}.downsample"] = (4 * width, inputs, 1, 1)
             inputs = 4 * width
     return {**shapes, "fc": (1000, 2048)}
+
+
+def nothing() -> dict:
+    raise AssertionError("shapes alone decide")
 
 
 def erk() -> ERK:
@@ -62,7 +68,7 @@ def test_erk_on_resnet50_to_six_digits(sparsity, dense, known):
     assert {name for name, density in densities.items() if density == 1.0} == dense
     for name, density in known.items():
         assert densities[name] == pytest.approx(density, abs=5e-7), name
-    counts = erk().counts(resnet50(), sparsity)
+    counts = erk().counts(resnet50(), sparsity, nothing)
     assert sum(counts.values()) == round((1 - sparsity) * 25_502_912)
 
 
@@ -82,13 +88,60 @@ def test_erk_on_lenet(sparsity, known):
 @given(
     st.lists(st.tuples(st.integers(1, 60), st.integers(1, 60)), min_size=1, max_size=6),
     st.floats(0.0, 0.99),
-    st.sampled_from([Uniform(Uniform.Config()), erk()]),
+    st.sampled_from([Uniform(Uniform.Config()), erk(), ER(ER.Config())]),
 )
 def test_counts_are_whole_within_the_tensors_and_sum_to_the_budget(shapes, sparsity, distribution):
     named = {str(i): shape for i, shape in enumerate(shapes)}
-    counts = distribution.counts(named, sparsity)
+    counts = distribution.counts(named, sparsity, nothing)
     densities = distribution.densities(named, sparsity)
     assert sum(counts.values()) == round((1 - sparsity) * sum(math.prod(s) for s in shapes))
     for name, shape in named.items():
         assert 0 <= counts[name] <= math.prod(shape)
         assert abs(counts[name] - densities[name] * math.prod(shape)) <= 2 + 1e-6
+
+
+def test_the_density_over_raw_ratio_is_equal_across_layers_that_are_not_dense():
+    """Clipping without spending what is left over would make the whole too sparse (0.1959 instead of 0.2)."""
+    densities = erk().densities(resnet50(), 0.8)
+    ratios = [d / erk().raw(resnet50()[name]) for name, d in densities.items() if d < 1.0]
+    assert max(ratios) == pytest.approx(min(ratios))
+    kept = sum(density * math.prod(resnet50()[name]) for name, density in densities.items())
+    assert kept / 25_502_912 == pytest.approx(0.2, abs=1e-6)
+
+
+@pytest.mark.parametrize(("sparsity", "fraction"), [(0.8, 0.4138), (0.9, 0.2418), (0.95, 0.1217)])
+def test_erk_leaves_the_published_share_of_resnet50s_flops(sparsity, fraction):
+    places = dict(zip(("conv1", "layer1", "layer2", "layer3", "layer4", "fc"), (112, 56, 28, 14, 7, 1), strict=True))
+
+    def flops(name: str) -> float:
+        side = places[name.split(".")[0]]
+        # The 3 x 3 convolution of a first block has the stride; the one before it sees the larger image.
+        if name.endswith(".0.conv1") and name != "layer1.0.conv1":
+            side *= 2
+        return 2.0 * math.prod(resnet50()[name]) * side**2
+
+    densities = erk().densities(resnet50(), sparsity)
+    dense = sum(flops(name) for name in densities)
+    assert dense == pytest.approx(8.178e9, rel=1e-3)
+    assert sum(density * flops(name) for name, density in densities.items()) / dense == pytest.approx(
+        fraction, abs=1e-4
+    )
+
+
+def test_er_does_not_count_kernels():
+    shapes = {"conv": (8, 4, 3, 3), "fc": (10, 128)}
+    densities = ER(ER.Config()).densities(shapes, 0.9)
+    assert densities["conv"] / densities["fc"] == pytest.approx((12 / 32) / (138 / 1280))
+
+
+@pytest.mark.parametrize(("normalise", "counts"), [(False, {"a": 0, "b": 2}), (True, {"a": 1, "b": 1})])
+def test_global_ranks_all_tensors_together(normalise, counts):
+    scores = {"a": (torch.tensor([1.0, 0.0]).double(), 1), "b": (torch.tensor([20.0, 10.0]).double(), 1)}
+    found = Global(Global.Config(normalise=normalise)).counts({"a": (2,), "b": (2,)}, 0.5, lambda: scores)
+    assert found == counts
+
+
+def test_global_breaks_ties_by_tensor_and_unit_and_never_exceeds_the_budget():
+    scores = {"a": (torch.ones(2).double(), 3), "b": (torch.ones(4).double(), 2)}
+    found = Global(Global.Config()).counts({"a": (2, 3), "b": (4, 2)}, 0.5, lambda: scores)
+    assert found == {"a": 6, "b": 0}

@@ -1,6 +1,5 @@
 """What every registered component must hold: being registered is being tested."""
 
-import copy
 import dataclasses
 import inspect
 import itertools
@@ -17,15 +16,13 @@ from sparsetrain.collective.world import World
 from sparsetrain.config.check import check_exchange
 from sparsetrain.config.component import adapter
 from sparsetrain.config.errors import JobError
-from sparsetrain.config.job import Exchange, Job, Masks
+from sparsetrain.config.job import Exchange, Job
 from sparsetrain.config.load import to_tree
 from sparsetrain.gradient.exchange import GradientExchange
-from sparsetrain.masks.controller import MaskController
 
 ENTRIES = [(kind, name) for kind, table in registry.KINDS.items() for name in table]
 SHAPES = {"a": (30, 20), "b": (10, 40), "bias": (30,)}
 JOB_FIELD = {"model": "model", "data": "data", "optimizer": "optimizer"}
-STEPS = 20
 
 
 @pytest.mark.parametrize(("kind", "name"), ENTRIES)
@@ -207,37 +204,3 @@ def test_real_ranks_give_the_bits_of_the_simulated_world(ranks_of):
             for (_, mean, kept), (_, expected, state) in zip(real[rank][n], simulated[rank][n], strict=True):
                 assert all(torch.equal(mean[name], expected[name]) for name in expected), combination
                 assert all(torch.equal(kept[key], state[key]) for key in state), combination
-
-
-@pytest.mark.parametrize("distribution", registry.names("distribution"))
-@pytest.mark.parametrize("method", registry.names("mask_method"))
-def test_a_mask_method_ends_at_the_budget_exactly_and_equally_everywhere(method, distribution):
-    config = adapter(Masks).validate_python(
-        {"method": method, "distribution": distribution, "sparsity": 0.8, "every": 2}
-    )
-
-    replica = nn.Sequential(nn.Linear(40, 30), nn.ReLU(), nn.Linear(30, 20), nn.ReLU(), nn.Linear(20, 10))
-
-    def body(world: World) -> list[str]:
-        parameters = dict(copy.deepcopy(replica).named_parameters())
-        names = [name for name, p in parameters.items() if p.ndim == 2]
-        masks = MaskController(
-            config, parameters, maskable=names, seed=3, steps=STEPS, gather=world.transport.gather_bytes
-        )
-        digests = []
-        for step in range(1, STEPS + 1):
-            draw = torch.Generator().manual_seed(step)
-            scores = {name: torch.randn(parameters[name].shape, generator=draw) for name in names}
-            with torch.no_grad():
-                for name in names:
-                    parameters[name].add_(torch.where(masks.masks.masks[name], scores[name], 0.0), alpha=0.01)
-            masks.step(step, lambda scores=scores: scores, None)
-            digests.append(masks.masks.digest().hex())
-            assert all(torch.all(parameters[n][~masks.masks.masks[n]] == 0) for n in names)
-        total = sum(parameters[name].numel() for name in names)
-        kept = sum(masks.masks.counts().values())
-        assert abs(kept - 0.2 * total) <= len(names)
-        return digests
-
-    ranks = Simulation(2).run(body)
-    assert ranks[0] == ranks[1]

@@ -4,59 +4,94 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from sparsetrain.masks.select import random, top
+from sparsetrain.masks.layout import Layout
+from sparsetrain.masks.sources import Replicated, Source
 
 
 @dataclasses.dataclass(frozen=True)
 class Moment:
-    """What a method may look at in one tensor: weights, mask, mean gradient (if declared), target count, progress.
+    """What a method may look at in one tensor when it chooses the next mask; equal on all ranks.
 
-    `progress` is the share of the schedule's span that is over; `generator` is the same on all ranks.
+    `weight` and `mask` (the forward set) are the present ones. `signal` is what the method's source gave for this
+    tensor, None where the source gives nothing. `count` is the number of weights to be active, a whole number of the
+    layout's units; `update_count` the same for the update set. `progress` is the share of the schedule's span that is
+    over; `generator` is keyed by seed, tensor and mask epoch.
     """
 
     weight: Tensor
     mask: Tensor
-    gradient: Tensor | None
+    layout: Layout
     count: int
+    update_count: int
     progress: float
     generator: torch.Generator
+    signal: Tensor | None = None
+
+    def given(self) -> Tensor:
+        """Return the signal. Raises ValueError where the source has given none."""
+        if self.signal is None:
+            raise ValueError("this method needs the signal of its source")
+        return self.signal
 
 
 class MaskMethod(abc.ABC):
-    """A rule that says which weights of a tensor are active next. Forward set and update set are the mask."""
+    """A rule that says which weights of a tensor are in its two sets next.
 
-    scores: ClassVar[Literal["replicated", "mean_gradient"]] = "replicated"
+    The forward set is what the forward pass multiplies with; the update set gets gradients, travels in the exchange
+    and holds the forward set. Weights outside the update set are zero.
+    """
+
+    source: type[Source] = Replicated  # where scores come from, and what that costs on the wire
+    schedule: ClassVar[str] = "constant"  # when masks change, where the job does not say
     changes: ClassVar[bool] = True  # False: the first mask stays
+    at_init: ClassVar[bool] = False  # True: an AtInit, whose mask is chosen before the first step
     starts_dense: ClassVar[bool] = False
+    ranks_globally: ClassVar[bool] = False  # True: `saliency` may be compared across tensors
+    structures: ClassVar[tuple[str, ...]] = ()  # the only ones that the rule makes sense for; none named: all
+    keeps_dormant: ClassVar[bool] = False  # True: weights that leave the update set come back with their value
 
     def __init__(self, config: Any) -> None:
         self.config = config
 
-    def initial(self, weight: Tensor, count: int, generator: torch.Generator) -> Tensor:
-        """Return the first mask of a tensor: `count` random places, or all where the method starts dense."""
+    def initial(self, moment: Moment) -> Tensor:
+        """Return the first mask of a tensor: random units, or all where the method starts dense."""
         if self.starts_dense:
-            return torch.ones_like(weight, dtype=torch.bool)
-        return random(weight.shape, count, generator).to(weight.device)
-
-    def sparsity(self, final: float, ramp: float) -> float:
-        """Return the sparsity that an update aims at; `ramp` is 1 at the last update."""
-        return final
+            return torch.ones_like(moment.weight, dtype=torch.bool)
+        return moment.layout.random(moment.count, moment.generator).to(moment.weight.device)
 
     @abc.abstractmethod
     def update(self, moment: Moment) -> Tensor:
-        """Return the next mask of a tensor, with exactly `moment.count` places active."""
+        """Return the next forward set of a tensor, with exactly `moment.count` weights."""
 
+    def update_set(self, moment: Moment, mask: Tensor) -> Tensor:
+        """Return the update set that goes with a forward set: the same one here."""
+        return mask
 
-def drop_and_grow(mask: Tensor, keep: Tensor, grow: Tensor, fraction: float, count: int) -> Tensor:
-    """Return the mask that keeps the best (1 - fraction) of the active by `keep` and grows by `grow` up to `count`.
+    def update_sparsity(self, sparsity: float) -> float:
+        """Return the sparsity of the update set when the forward set has `sparsity`."""
+        return sparsity
 
-    Growth is among all places not kept: a weight just dropped may come back, and then keeps its value (RigL).
-    """
-    active = int(mask.sum())
-    kept = top(keep, min(count, active - int(fraction * active)), among=mask)
-    return kept | top(grow, count - int(kept.sum()), among=~kept)
+    def saliency(self, moment: Moment) -> Tensor:
+        """Return how much each weight is worth keeping, the more the higher."""
+        return moment.weight.abs()
+
+    def candidates(self, moment: Moment) -> Tensor | None:
+        """Return the weights among which the next forward set is chosen by saliency; None: all."""
+        return moment.mask
+
+    def contribution(self, weight: Tensor, gradient: Tensor) -> Tensor:
+        """Return what a step's local gradient adds to the signal of the source Accumulated: linear in the gradient."""
+        return gradient
+
+    def pull(self, weight: Tensor, mask: Tensor, update: Tensor) -> Tensor | None:
+        """Return what is added to the mean gradient because of the weights alone, or None. It never travels."""
+        return None
+
+    def forgets(self, old_sparsity: float, new_sparsity: float) -> bool:
+        """Return whether first moments begin anew everywhere at an update between these sparsities."""
+        return False

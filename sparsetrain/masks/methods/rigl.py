@@ -3,28 +3,35 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Literal
 
 from torch import Tensor
 
-from sparsetrain.config.numbers import Fraction
-from sparsetrain.masks.methods.base import MaskMethod, Moment, drop_and_grow
-from sparsetrain.masks.schedule import cosine_drop
+from sparsetrain.config.numbers import Above0, Fraction
+from sparsetrain.masks.candidates import Candidates
+from sparsetrain.masks.methods.base import Moment
+from sparsetrain.masks.methods.regrower import Regrower
+from sparsetrain.masks.sources import MeanGradient
 
 
-class RigL(MaskMethod):
-    """Drops the smallest |w|, grows where |mean gradient| is largest. One dense mean gradient per update."""
-
-    scores = "mean_gradient"
+class RigL(Regrower):
+    """Drops the smallest |w|, grows where |mean gradient| is largest. One dense mean gradient per update, or the means
+    of candidates."""
 
     @dataclasses.dataclass(frozen=True, kw_only=True)
     class Config:
-        """`drop_fraction` is the paper's alpha; it falls as a cosine."""
+        """`drop_fraction` is the paper's alpha; it falls as a cosine. `growth` from the dense mean gradient is the
+        paper's rule; from candidates it costs a fraction of the bytes: each rank names `oversampling` times as many
+        places as are to be grown."""
 
         drop_fraction: Fraction = 0.3
+        growth: Literal["dense", "candidates"] = "dense"
+        oversampling: Above0 = 2.0
 
-    def update(self, moment: Moment) -> Tensor:
-        """Return the next mask. Raises ValueError without a mean gradient."""
-        if moment.gradient is None:
-            raise ValueError("RigL needs the mean gradient")
-        fraction = cosine_drop(self.config.drop_fraction, moment.progress)
-        return drop_and_grow(moment.mask, moment.weight.abs(), moment.gradient.abs(), fraction, moment.count)
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
+        self.source = Candidates if config.growth == "candidates" else MeanGradient
+
+    def growth(self, moment: Moment) -> Tensor:
+        """Return |mean gradient|."""
+        return moment.given().abs()

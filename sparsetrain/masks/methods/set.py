@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from sparsetrain.config.numbers import Fraction
-from sparsetrain.masks.methods.base import MaskMethod, Moment, drop_and_grow
-from sparsetrain.masks.schedule import cosine_drop
+from sparsetrain.masks.methods.base import Moment
+from sparsetrain.masks.methods.regrower import Regrower
 
 
-class SET(MaskMethod):
+class SET(Regrower):
     """Drops the smallest |w|, grows as many at random. Needs nothing on the wire."""
 
     @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -21,8 +21,6 @@ class SET(MaskMethod):
 
         drop_fraction: Fraction = 0.3
 
-    def update(self, moment: Moment) -> Tensor:
-        """Return the next mask; growth is uniform over all places not kept, exact in number."""
-        fraction = cosine_drop(self.config.drop_fraction, moment.progress)
-        lots = torch.randperm(moment.mask.numel(), generator=moment.generator).view(moment.mask.shape)
-        return drop_and_grow(moment.mask, moment.weight.abs(), lots.to(moment.mask.device), fraction, moment.count)
+    def growth(self, moment: Moment) -> Tensor:
+        """Return a random order: growth is uniform over all places not kept, exact in number."""
+        return torch.rand(moment.mask.shape, generator=moment.generator, dtype=torch.float64)

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 from torch import Tensor
 
+from sparsetrain.config.component import NoOptions
 from sparsetrain.masks.methods.base import MaskMethod, Moment
 
 
 class Static(MaskMethod):
     """Random mask, the same for the whole run. Needs nothing on the wire."""
 
-    changes = False
+    Config = NoOptions
 
-    @dataclasses.dataclass(frozen=True, kw_only=True)
-    class Config:
-        """No options."""
+    changes = False
 
     def update(self, moment: Moment) -> Tensor:
         """Return the mask as it is."""

@@ -1,0 +1,71 @@
+"""A structure as an index layout: weights as groups of units, and the exact choice of units inside each group."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import torch
+from torch import Tensor
+
+from sparsetrain.masks.select import best
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """`groups` x `units` x `size` weights: a unit is kept or dropped whole, every group keeps equally many units.
+
+    `shape` is the tensor's; `order` lists its flat positions group by group and unit by unit (None: as they lie).
+    """
+
+    shape: tuple[int, ...]
+    groups: int
+    units: int
+    size: int
+    order: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if self.groups * self.units * self.size != math.prod(self.shape):
+            raise ValueError(f"{self.groups} x {self.units} x {self.size} weights do not make {self.shape}")
+
+    def quota(self, count: int) -> int:
+        """Return how many units each group keeps when about `count` weights are active."""
+        return min(self.units, max(0, round(count / (self.groups * self.size))))
+
+    def whole(self, count: int) -> int:
+        """Return the number of active weights nearest to `count` that whole units allow."""
+        return self.quota(count) * self.groups * self.size
+
+    def pool(self, scores: Tensor) -> Tensor:
+        """Return the mean score of each unit, float64 [groups, units] on the CPU; rank for rank the same bits."""
+        return self._units(scores.detach()).double().mean(2)
+
+    def active(self, mask: Tensor) -> Tensor:
+        """Return which units are wholly active, bool [groups, units]."""
+        return self._units(mask).all(2)
+
+    def expand(self, units: Tensor) -> Tensor:
+        """Return the mask, bool of `shape` on the CPU, whose weights are those of the chosen units."""
+        flat = units.unsqueeze(2).expand(self.groups, self.units, self.size).reshape(-1)
+        if self.order is not None:
+            mask = torch.empty_like(flat)
+            mask[self.order] = flat
+            flat = mask
+        return flat.reshape(self.shape)
+
+    def top(self, scores: Tensor, count: int, among: Tensor | None = None) -> Tensor:
+        """Return the mask of the units with the highest mean scores among those wholly in `among`; ties go to the
+        lower unit. Raises ValueError when a candidate's score is NaN or a group has too few candidates."""
+        candidates = None if among is None else self.active(among)
+        return self.expand(best(self.pool(scores), self.quota(count), candidates)).to(scores.device)
+
+    def random(self, count: int, generator: torch.Generator) -> Tensor:
+        """Return a mask of units drawn uniformly without replacement in each group."""
+        lots = torch.rand(self.groups, self.units, generator=generator, dtype=torch.float64)
+        return self.expand(best(lots, self.quota(count)))
+
+    def _units(self, tensor: Tensor) -> Tensor:
+        flat = tensor.reshape(-1).cpu()
+        if self.order is not None:
+            flat = flat[self.order]
+        return flat.view(self.groups, self.units, self.size)

@@ -1,0 +1,33 @@
+"""SR-STE (Zhou et al., Learning N:M fine-grained structured sparse networks from scratch, ICLR 2021)."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+from torch import Tensor
+
+from sparsetrain.config.numbers import NotNegative
+from sparsetrain.masks.methods.base import Moment
+from sparsetrain.masks.methods.straight_through import StraightThrough
+
+
+class SRSTE(StraightThrough):
+    """Keeps the largest |w| of each group anew at every update (masks.every: 1 is the paper's); all weights get the
+    straight-through gradient, and the ones left out decay: gradient + lambda (1 - mask) w."""
+
+    starts_dense = False
+
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Config:
+        """`decay` is the paper's lambda; it pulls weights outside the forward set to zero."""
+
+        decay: NotNegative = 2e-4
+
+    def initial(self, moment: Moment) -> Tensor:
+        """Return the largest |w| of each group."""
+        return self.update(moment)
+
+    def pull(self, weight: Tensor, mask: Tensor, update: Tensor) -> Tensor | None:
+        """Return lambda (1 - mask) w."""
+        return torch.where(mask, 0.0, self.config.decay * weight)

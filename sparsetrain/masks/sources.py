@@ -1,0 +1,194 @@
+"""Where a method's scores come from: what is watched at which steps, and what crosses ranks for it.
+
+All figures are means over ranks of unscaled, unmasked gradients that are averaged over accumulation: |mean g|, never
+mean |g|, or the choice would depend on the number of ranks.
+"""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from sparsetrain.masks.layout import Layout
+from sparsetrain.masks.maskset import MaskSet
+from sparsetrain.masks.schedule import Span
+
+Tensors = dict[str, Tensor]
+Layouts = Mapping[str, Layout]
+Mean = Callable[[Mapping[str, Tensor]], Tensors]  # local tensors by name -> their means over ranks; collective
+# (local values, ascending places) -> (the union of all ranks' places, the mean values there); collective
+SparseMean = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Means:
+    """How figures cross ranks: whole tensors, or the places that some rank asks for."""
+
+    dense: Mean
+    sparse: SparseMean
+
+
+class Source(abc.ABC):
+    """Watches gradients for one run and hands a method its signal at updates.
+
+    `method` computes contributions; `updates` are the steps at which masks change; `means` cross ranks.
+    """
+
+    wire: ClassVar[str]  # bytes that a rank gives for one update, in words, N being the masked weights
+
+    def __init__(
+        self, method: Any, updates: list[int], means: Means, layouts: Mapping[str, Layout], span: Span
+    ) -> None:
+        self.method = method
+        self.updates = updates
+        self.due = frozenset(updates)
+        self.mean = means.dense
+        self.means = means
+        self.layouts = layouts
+        self.span = span
+        self.kept: Tensors = {}
+
+    @abc.abstractmethod
+    def watches(self, step: int) -> bool:
+        """Return whether the gradients of the step that makes `step` finished ones are wanted."""
+
+    @abc.abstractmethod
+    def observe(self, step: int, weights: Tensors, gradients: Tensors, masks: MaskSet) -> None:
+        """Look at the local gradients of a step. Collective where the source says that something crosses ranks."""
+
+    @abc.abstractmethod
+    def take(self) -> Tensors | None:
+        """Return the signal by name, equal on all ranks, or None when it is not finite. Collective likewise."""
+
+    def state(self) -> Tensors:
+        """Return what this rank keeps between updates."""
+        return {}
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Put back what `state` returned."""
+        self.kept = dict(state)
+
+
+class Replicated(Source):
+    """Weights alone, which all ranks hold: nothing crosses."""
+
+    wire = "0"
+
+    def watches(self, step: int) -> bool:
+        """See Source."""
+        return False
+
+    def observe(self, step: int, weights: Tensors, gradients: Tensors, masks: MaskSet) -> None:
+        """See Source."""
+
+    def take(self) -> Tensors | None:
+        """Return nothing to look at."""
+        return {}
+
+
+class MeanGradient(Source):
+    """The mean gradient of an update's own step: one dense all-reduce an update."""
+
+    wire = "2 x 4N (P-1)/P"
+
+    def watches(self, step: int) -> bool:
+        """See Source."""
+        return step in self.due
+
+    def observe(self, step: int, weights: Tensors, gradients: Tensors, masks: MaskSet) -> None:
+        """See Source. Collective."""
+        self.kept = self.mean(gradients)
+
+    def take(self) -> Tensors | None:
+        """See Source."""
+        signal, self.kept = self.kept, {}
+        return signal if finite(signal) else None
+
+
+class ActiveGradient(MeanGradient):
+    """The mean gradient of an update's own step inside the forward set only, zero elsewhere."""
+
+    wire = "2 x 4dN (P-1)/P"
+
+    def observe(self, step: int, weights: Tensors, gradients: Tensors, masks: MaskSet) -> None:
+        """See Source. Collective."""
+        means = self.mean({name: gradient[masks.masks[name]] for name, gradient in gradients.items()})
+        self.kept = {}
+        for name, gradient in gradients.items():
+            self.kept[name] = torch.zeros_like(gradient, dtype=torch.float32)
+            self.kept[name][masks.masks[name]] = means[name]
+
+
+class Accumulated(Source):
+    """The sum over all steps so far of the method's contribution, which is linear in the gradient: each rank adds up
+    its own, and one dense all-reduce an update gives their mean. A rank leaves out a step whose gradient is not finite.
+    """
+
+    wire = "2 x 4N (P-1)/P"
+
+    def watches(self, step: int) -> bool:
+        """See Source."""
+        return bool(self.updates) and step <= self.updates[-1]
+
+    def observe(self, step: int, weights: Tensors, gradients: Tensors, masks: MaskSet) -> None:
+        """See Source."""
+        self.kept = self.kept or {name: torch.zeros_like(gradients[name], dtype=torch.float32) for name in gradients}
+        parts = {name: self.method.contribution(weights[name], gradient) for name, gradient in gradients.items()}
+        if finite(parts):
+            self.kept = {name: self.kept[name] + part for name, part in parts.items()}
+
+    def take(self) -> Tensors | None:
+        """See Source. Collective."""
+        return self.mean(self.kept) if self.kept else None
+
+    def state(self) -> Tensors:
+        """See Source."""
+        return dict(self.kept)
+
+
+class Curvature(Source):
+    """The mean of squared mean gradients over the method's `window` of steps up to an update (the diagonal of the
+    empirical Fisher matrix): a dense all-reduce in each of those steps.
+
+    Squares of means, not means of the ranks' squares: those would depend on the number of ranks.
+    """
+
+    wire = "window x 2 x 4N (P-1)/P"
+
+    def __init__(
+        self, method: Any, updates: list[int], means: Means, layouts: Mapping[str, Layout], span: Span
+    ) -> None:
+        super().__init__(method, updates, means, layouts, span)
+        window = method.config.window
+        self.watched = frozenset(step for update in updates for step in range(update - window + 1, update + 1))
+
+    def watches(self, step: int) -> bool:
+        """See Source."""
+        return step in self.watched
+
+    def observe(self, step: int, weights: Tensors, gradients: Tensors, masks: MaskSet) -> None:
+        """See Source. Collective."""
+        squares = {name: mean.square() for name, mean in self.mean(gradients).items()}
+        if finite(squares):
+            self.kept |= {name: self.kept.get(name, 0.0) + square for name, square in squares.items()}
+            self.kept["count"] = self.kept.get("count", torch.zeros(1)) + 1
+
+    def take(self) -> Tensors | None:
+        """See Source."""
+        total, self.kept = self.kept, {}
+        count = total.pop("count", torch.zeros(1))
+        return {name: part / count for name, part in total.items()} if count else None
+
+    def state(self) -> Tensors:
+        """See Source."""
+        return dict(self.kept)
+
+
+def finite(tensors: Mapping[str, Tensor]) -> bool:
+    """Return whether all values of all tensors are finite."""
+    return all(bool(torch.isfinite(tensor).all()) for tensor in tensors.values())

@@ -1,0 +1,148 @@
+"""Mask methods inside the loop: what the exchange carries, what a checkpoint holds, and who notices a flipped bit."""
+
+import functools
+import pathlib
+
+import pytest
+import torch
+from ranks import gloo_ranks
+from safetensors.torch import load_file
+from small import job
+
+from sparsetrain import registry
+from sparsetrain.collective.world import World
+from sparsetrain.config.errors import JobError
+from sparsetrain.engine import checkpoint
+from sparsetrain.engine.state import build
+from sparsetrain.engine.trainer import Trainer, train
+
+# synflow refuses models with layer norms; srigl wants its structure.
+METHODS = sorted(set(registry.names("mask_method")) - {"synflow"})
+OPTIONS = {
+    "srigl": ("masks.structure=fan_in", "masks.distribution=uniform"),
+    "snip": ("masks.distribution=global",),
+    "grasp": ("masks.distribution=global",),
+    "acdc": ("masks.schedule={name: phases, warmup: 2, sparse: 2, dense: 2, finish: 10}",),
+    "sr_ste": ("masks.every=1",),
+}
+
+
+def quiet(line: str) -> None:
+    return
+
+
+def options(method: str) -> tuple[str, ...]:
+    return (f"masks.method={method}", *OPTIONS.get(method, ()))
+
+
+def tensors(folder: pathlib.Path) -> dict[str, torch.Tensor]:
+    newest = checkpoint.complete(folder / "checkpoints")[-1]
+    return {f"{f.name}/{k}": t for f in sorted(newest.glob("*.safetensors")) for k, t in load_file(f).items()}
+
+
+class Killed(BaseException):
+    """Nothing of the run may catch it."""
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize("method", METHODS)
+def test_any_method_resumes_bit_for_bit_one_step_after_an_update(tmp_path, method, optimizer):
+    settings = (*options(method), f"optimizer.name={optimizer}", "exchange.every=1", "checkpoint.every=1")
+    train(job(*settings), World(), tmp_path / "a", quiet)
+    trainer = Trainer(build(job(*settings), World()), tmp_path / "b", quiet)
+    forward = trainer._forward_backward
+
+    def dying() -> None:
+        if trainer.state.step == 5:
+            raise Killed
+        forward()
+
+    trainer._forward_backward = dying
+    with pytest.raises(Killed):
+        trainer.run()
+    trainer.tracker.close("failed")
+    train(job(*settings), World(), tmp_path / "b", quiet)
+    one, two = tensors(tmp_path / "a"), tensors(tmp_path / "b")
+    assert one.keys() == two.keys()
+    for key, tensor in one.items():
+        assert torch.equal(tensor, two[key]), key
+
+
+def kept_inside(world: World, method: str) -> str:
+    """Train on this rank and check after each step that nothing lives outside the update set."""
+    settings = (*options(method), "exchange.density=0.2", "optimizer.momentum=0.9")
+    trainer = Trainer(build(job(*settings), world), pathlib.Path("unused"), quiet)
+    state = trainer.state
+    while state.step < 9:
+        trainer.train_step()
+        active = sum(int(state.masks.masks.update(name).sum()) for name in state.masks.parameters)
+        residual = state.exchange.state()
+        held = sum(residual[f"residual/{name}"].numel() for name in state.masks.parameters)
+        assert held == active
+        for name, parameter in state.masks.parameters.items():
+            outside = ~state.masks.masks.update(name)
+            assert torch.all(parameter[outside] == 0)
+            assert torch.all(state.optimizer.state[parameter]["momentum_buffer"][outside] == 0)
+    return state.weights_digest()
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("method", ["topkast", "rigl", "acdc", "movement"])
+def test_residuals_live_in_the_update_set_and_ranks_stay_equal(method):
+    found = gloo_ranks(2, functools.partial(kept_inside, method=method))
+    assert found[0] == found[1]
+
+
+def digest(world: World, method: str, regime: str) -> str:
+    settings = (*options(method), f"exchange.regime={regime}", "exchange.values=fp32", "optimizer.momentum=0.9")
+    return train(job(*settings), world, pathlib.Path(f"{regime}-{method}"), quiet)["weights_digest"]
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("method", ["topkast", "rigl"])
+def test_packed_gives_the_bits_of_masked_dense_on_two_ranks_across_updates(method, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    packed, dense = (
+        gloo_ranks(2, functools.partial(digest, method=method, regime=regime)) for regime in ("packed", "dense")
+    )
+    assert packed == dense
+
+
+def flipped(world: World, what: str) -> int:
+    """Flip one bit on rank 1 after step 2 and return the step at which the run went on to."""
+    settings = ("masks.agreement_every=3", "masks.method=topkast")
+    trainer = Trainer(build(job(*settings), world), pathlib.Path("unused"), quiet)
+    while trainer.state.step < 6:
+        trainer.train_step()
+        if trainer.state.step == 1 and world.rank == 1:
+            name, masks = "blocks.0.expand.weight", trainer.state.masks
+            if what == "mask":
+                mask = masks.masks.masks[name].view(-1)
+                mask[mask.int().argmax()] = False
+            else:
+                with torch.no_grad():
+                    masks.parameters[name].view(-1)[masks.masks.masks[name].view(-1).int().argmax()] += 1.0
+    return trainer.state.step
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize(("what", "error"), [("mask", "MaskDisagreement"), ("weights", "ReplicasDiffer")])
+def test_one_flipped_bit_is_caught_within_an_agreement_interval_and_named(what, error):
+    says = rf"{error}: .*ranks \[1\] .*first at blocks\.0\.expand\.weight\[\d+\]: .* on rank 0, .* on rank 1"
+    with pytest.raises(AssertionError, match=says):
+        gloo_ranks(2, functools.partial(flipped, what=what))
+
+
+def test_an_update_between_two_exchanges_is_refused():
+    with pytest.raises(JobError, match=r"masks\.schedule: an update after step 3, which is not a multiple of exchange"):
+        build(job("exchange.every=2", "masks.schedule={name: list, at: [3, 6]}"), World())
+
+
+def test_a_model_that_names_nothing_keeps_its_embeddings_dense():
+    from sparsetrain.engine.state import maskable
+
+    net = torch.nn.Module()
+    net.embed, net.inner = torch.nn.Embedding(5, 4), torch.nn.Linear(4, 4)
+    net.head = torch.nn.Linear(4, 5, bias=False)
+    net.head.weight = net.embed.weight
+    assert maskable(net, dict(net.named_parameters())) == ["inner.weight"]

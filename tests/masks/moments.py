@@ -1,0 +1,35 @@
+"""What a method sees, made up for tests."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sparsetrain import registry
+from sparsetrain.config.component import adapter
+from sparsetrain.masks.generator import generator_for
+from sparsetrain.masks.layout import Layout
+from sparsetrain.masks.methods.base import MaskMethod, Moment
+
+
+def method(name: str, **options: Any) -> MaskMethod:
+    cls = registry.load("mask_method", name)
+    return cls(adapter(cls.Config).validate_python(options))
+
+
+def flat(shape: tuple[int, ...]) -> Layout:
+    """Single weights."""
+    return Layout(shape, 1, torch.Size(shape).numel(), 1)
+
+
+def moment(weight: Tensor, mask: Tensor, count: int, **given: Any) -> Moment:
+    """Return a moment in the middle of a schedule; what is not given is plain."""
+    plain = {
+        "layout": flat(tuple(weight.shape)),
+        "update_count": count,
+        "progress": 0.0,
+        "generator": generator_for(0, "w", 1),
+    }
+    return Moment(**{"weight": weight, "mask": mask, "count": count, **plain, **given})

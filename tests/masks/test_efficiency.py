@@ -1,0 +1,73 @@
+import math
+
+import pytest
+import torch
+from test_distribution import nothing, resnet50
+
+from sparsetrain.masks.distribution import ERK, Uniform
+from sparsetrain.masks.efficiency import (
+    accuracy_density,
+    effective,
+    forward_flops,
+    lottery_density,
+    model_bytes,
+    slack,
+    train_flops_ratio,
+)
+from sparsetrain.masks.maskset import MaskSet
+
+
+def masks_of(counts: dict[str, int]) -> MaskSet:
+    shapes = {name: math.prod(shape) for name, shape in resnet50().items()}
+    return MaskSet({name: torch.arange(size) < counts[name] for name, size in shapes.items()})
+
+
+@pytest.mark.parametrize(("sparse", "ratio"), [(0.42, 0.4219), (0.24, 0.2425), (0.12, 0.1229)])
+def test_rigls_training_operations(sparse, ratio):
+    assert train_flops_ratio(sparse, "mean_gradient", 100) == pytest.approx(ratio, abs=5e-5)
+
+
+def test_other_sources_of_scores_cost_what_their_passes_cost():
+    assert train_flops_ratio(0.25, "replicated") == 0.25
+    assert train_flops_ratio(0.1, "straight_through") == pytest.approx(0.7)
+    with pytest.raises(ValueError, match="allowed: replicated"):
+        train_flops_ratio(0.1, "guess")
+
+
+@pytest.mark.parametrize(("sparsity", "size"), [(0.8, 23.684), (0.9, 13.499), (0.95, 8.399)])
+def test_model_sizes_of_erk_on_resnet50(sparsity, size):
+    counts = ERK(ERK.Config()).counts(resnet50(), sparsity, nothing)
+    assert model_bytes(masks_of(counts), 27_560) / 1e6 == pytest.approx(size, abs=1.5e-3)
+
+
+def test_a_dense_resnet50_has_its_published_size():
+    counts = Uniform(Uniform.Config()).counts(resnet50(), 0.0, nothing)
+    assert model_bytes(masks_of(counts), 27_560) / 1e6 == pytest.approx(102.122, abs=1e-3)
+
+
+def test_operations_count_how_often_weights_are_used():
+    masks = MaskSet({"conv": torch.tensor([[True, False]]), "fc": torch.tensor([[True, True, False]])})
+    assert forward_flops(masks, {"conv": 10}) == (2 * 10 + 2 * 2, 2 * 2 * 10 + 2 * 3)
+
+
+def test_weights_on_dead_paths_do_not_count():
+    # Hidden neuron 1 has no input, neuron 2 no output: three of five weights are left.
+    first = torch.tensor([[True, True], [False, False], [True, False]])
+    second = torch.tensor([[True, True, False]])
+    found = effective([first, second])
+    assert found[0].tolist() == [[True, True], [False, False], [False, False]]
+    assert found[1].tolist() == [[True, False, False]]
+    with pytest.raises(ValueError, match="3 outputs meet 2 inputs"):
+        effective([first, torch.ones(1, 2, dtype=torch.bool)])
+
+
+def test_accuracy_beside_parameters():
+    assert accuracy_density(0.75, 2_000_000) == 37.5
+    assert slack(0.90, [(100, 0.90), (50, 0.895), (20, 0.85)], 0.01) == 50
+    with pytest.raises(ValueError, match="no run stays"):
+        slack(0.90, [(20, 0.85)], 0.01)
+
+
+@pytest.mark.parametrize(("rounds", "density"), [(5, 0.3277), (10, 0.1074), (11, 0.0859), (20, 0.0115)])
+def test_densities_of_the_lottery(rounds, density):
+    assert lottery_density(rounds) == pytest.approx(density, abs=5e-5)

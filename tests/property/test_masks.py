@@ -1,0 +1,203 @@
+"""What every allowed combination of method, structure and distribution must hold, on any number of ranks."""
+
+import copy
+import itertools
+
+import pytest
+import torch
+from torch import nn
+
+from sparsetrain import registry
+from sparsetrain.collective.simulated import Simulation
+from sparsetrain.collective.world import World
+from sparsetrain.config.component import adapter
+from sparsetrain.config.errors import JobError
+from sparsetrain.config.job import Masks
+from sparsetrain.masks.controller import MaskController
+
+METHODS, STRUCTURES = registry.names("mask_method"), registry.names("structure")
+PRODUCT = list(itertools.product(METHODS, STRUCTURES, registry.names("distribution")))
+OPTIONS = {"block": {"rows": 4, "columns": 4}}
+STEPS, EVERY = 12, 3
+
+
+class Replica:
+    """One rank's weights, optimizer and masks, driven by made-up gradients that are whole numbers."""
+
+    def __init__(self, combination: tuple[str, str, str], world: World, kind: str) -> None:
+        method, structure, distribution = combination
+        tree = {
+            "method": method,
+            "structure": {"name": structure, **OPTIONS.get(structure, {})},
+            "distribution": distribution,
+            "sparsity": 0.5 if structure == "n:m" else 0.75,
+            "every": EVERY,
+            "end": 1.0,
+        }
+        draw = torch.Generator().manual_seed(1)
+        shapes = {"a": (16, 24), "b": (24, 16), "bias": (16,)}
+        self.parameters = {
+            name: nn.Parameter(torch.randint(-64, 65, shape, generator=draw) / 8) for name, shape in shapes.items()
+        }
+        self.world = world
+        self.masks = MaskController(
+            adapter(Masks).validate_python(tree),
+            self.parameters,
+            maskable=["a", "b"],
+            seed=3,
+            steps=STEPS,
+            gather=world.transport.gather_bytes,
+            mean=lambda tensors: world.transport.mean(tensors, "mask"),
+            fresh=False,  # a rescaled weight is no whole number of eighths
+        )
+        if self.masks.waits:
+            self.masks.initialise(self)
+        values = list(self.parameters.values())
+        self.optimizer = (
+            torch.optim.SGD(values, lr=0.125)
+            if kind == "sgd"
+            else torch.optim.AdamW(values, lr=0.01, weight_decay=0.1)
+            if kind == "adamw"
+            else torch.optim.SGD(values, lr=0.125, momentum=0.9)
+        )
+
+    def local(self, step: int) -> dict[str, torch.Tensor]:
+        """Return this rank's gradients; their mean is the same for every number of ranks."""
+        draw, offset = torch.Generator().manual_seed(step), 2 * self.world.rank - (self.world.size - 1)
+        return {
+            name: torch.randint(-8, 9, parameter.shape, generator=draw).float() + offset
+            for name, parameter in self.parameters.items()
+        }
+
+    def gradient(self, batches: int) -> dict[str, torch.Tensor]:
+        """Answer as a probe."""
+        return self.world.transport.mean(self.local(0), "mask")
+
+    hessian_gradient = gradient
+
+    def flow(self) -> dict[str, torch.Tensor]:
+        """Answer as a probe: what has been pruned lets nothing through."""
+        return {name: parameter.detach().double().abs() for name, parameter in self.parameters.items()}
+
+    def step(self, step: int) -> None:
+        """Take the step that makes `step` finished ones, and check what must hold after each."""
+        local = self.local(step)
+        self.masks.observe(step, local)
+        for name, mean in self.world.transport.mean(local, "gradient").items():
+            self.parameters[name].grad = mean
+        for name, update in self.masks.masks.limits.items():
+            self.parameters[name].grad[~update] = float("nan")  # whatever an inactive weight's gradient is
+        self.masks.mask_gradients()
+        self.masks.pull()
+        self.optimizer.step()
+        self.masks.mask_weights()
+        report = self.masks.step(step, self.optimizer)
+        self.check(report)
+
+    def check(self, report: object) -> None:
+        """Nothing lives outside the update sets, the forward sets lie inside them, and counts are exact."""
+        found = self.masks.masks
+        for name, mask in found.masks.items():
+            update, weight = found.update(name), self.parameters[name]
+            assert torch.isfinite(weight).all() and torch.all(weight[~update] == 0)
+            assert torch.all(update[mask])
+            for field, value in self.optimizer.state[weight].items():
+                if torch.is_tensor(value) and value.shape == weight.shape:
+                    assert torch.all(value[~update] == 0), field
+            layout = self.masks.chooser.layouts[name]
+            assert torch.equal(layout.expand(layout.active(mask)), mask)
+        with self.masks.forward():
+            for name, mask in found.masks.items():
+                assert torch.all(self.parameters[name][~mask] == 0)
+        if report is not None and self.masks.config.distribution.name != "global":
+            for name, count in self.masks.chooser.counts(report.target_sparsity, {}).items():
+                # Neurons that are left cannot always share the budget of the ablated ones without a remainder.
+                unspent = self.masks.chooser.layouts[name].groups if self.masks.config.method.name == "srigl" else 1
+                assert 0 <= count - found.counts()[name] < unspent
+
+    def state(self) -> dict:
+        """Everything that a checkpoint holds."""
+        saved = {
+            "weights": {name: parameter.detach() for name, parameter in self.parameters.items()},
+            "optimizer": self.optimizer.state_dict(),
+            "masks": self.masks.state_dict(),
+            "rank": self.masks.rank_state(),
+        }
+        return copy.deepcopy(saved)
+
+    def load(self, state: dict) -> None:
+        state = copy.deepcopy(state)
+        with torch.no_grad():
+            for name, parameter in self.parameters.items():
+                parameter.copy_(state["weights"][name])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.masks.load_state_dict(state["masks"])
+        self.masks.load_rank_state(state["rank"])
+
+    def result(self) -> tuple[str, dict]:
+        weights = {name: parameter.detach().clone() for name, parameter in self.parameters.items()}
+        return self.masks.masks.digest().hex(), weights
+
+
+def build(combination: tuple[str, str, str], world: World, kind: str) -> Replica | None:
+    """Return a replica, or None where the combination is refused; it must say why."""
+    try:
+        return Replica(combination, world, kind)
+    except JobError as error:
+        assert str(error).startswith("masks.") and "allowed: " in str(error)
+        return None
+
+
+def train(combination: tuple[str, str, str], world: World, kind: str) -> list[tuple[str, dict]]:
+    replica = build(combination, world, kind)
+    assert replica is not None
+    history = []
+    for step in range(1, STEPS + 1):
+        replica.step(step)
+        history.append(replica.result())
+    return history
+
+
+def same(one: tuple[str, dict], other: tuple[str, dict]) -> bool:
+    return one[0] == other[0] and all(torch.equal(one[1][name], other[1][name]) for name in one[1])
+
+
+ALLOWED = [combination for combination in PRODUCT if build(combination, World(), "sgd")]
+
+
+def of(method: str) -> list[tuple[str, str, str]]:
+    return [combination for combination in ALLOWED if combination[0] == method]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_method_makes_sense_with_some_structure_and_distribution(method):
+    assert of(method)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_one_two_and_four_ranks_give_the_same_masks_and_weights(method):
+    for combination in of(method):
+        (alone,) = Simulation(1).run(lambda world, c=combination: train(c, world, "sgd"))
+        for size in (2, 4):
+            for history in Simulation(size).run(lambda world, c=combination: train(c, world, "sgd")):
+                assert all(same(one, other) for one, other in zip(history, alone, strict=True)), combination
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("kind", ["adamw", "momentum"])
+def test_resume_at_an_update_and_one_step_on_either_side_is_bit_exact(method, kind):
+    for combination in of(method):
+        straight = build(combination, World(), kind)
+        saved = {}
+        for step in range(1, STEPS + 1):
+            straight.step(step)
+            saved[step] = straight.state()
+        updates = [step for step in range(1, STEPS) if straight.masks.is_update(step)]
+        at = updates[len(updates) // 2] if updates else 6
+        for stop in {max(1, at - 1), at, at + 1}:
+            resumed = build(combination, World(), kind)
+            resumed.load(saved[stop])
+            for step in range(stop + 1, STEPS + 1):
+                resumed.step(step)
+            assert same(resumed.result(), straight.result()), (combination, stop)
+            assert str(resumed.state()["rank"]) == str(straight.state()["rank"])
