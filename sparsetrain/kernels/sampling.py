@@ -13,7 +13,7 @@ import math
 import numpy as np
 
 SMALLEST = 1 << 14  # elements: below, ranking everything is as quick as sampling
-FEWEST, MANY, MOST = 1 << 11, 1 << 14, 1 << 15  # sampled positions
+FEWEST, MANY, MOST = 1 << 11, 1 << 13, 1 << 15  # sampled positions
 DRIFT = 7919
 
 
@@ -51,8 +51,8 @@ def plan(size: int, k: int) -> Plan | None:
     """Return where to look for the `k` largest of `size` elements; None where looking at all of them is better."""
     if size < SMALLEST or 2 * k > size:
         return None
-    # Each position is a cache miss or two: a sample costs up to a tenth of the pass.
-    wanted = max(FEWEST, min(MANY, size // 128), min(MOST, size // 1024))
+    # Each position is a cache miss or two; a smaller sample leaves more places to correct.
+    wanted = max(FEWEST, min(MANY, size // 128), min(MOST, size // 4096))
     count = 1 << wanted.bit_length() - 1
     expected = k * count / size
     spread = 3.0 * math.sqrt(expected)

@@ -41,26 +41,26 @@ void each_bit(const uint8_t* data, int64_t bytes, Use&& use) {
             use(i++, 8 * at + __builtin_ctzll(word));
 }
 
-// Sets ascending bit positions in zeroed bytes, a word at a time.
+// Sets ascending bit positions in zeroed bytes. Each stores its word anew: whether the next one lies in the same word
+// is a guess that processors get wrong too often to branch on.
 class BitWriter {
   public:
-    BitWriter(uint8_t* data, int64_t bytes) : data_(data), bytes_(bytes) { std::memset(data, 0, bytes); }
+    BitWriter(uint8_t* data, int64_t bytes) : data_(data), bytes_(bytes), whole_(bytes / 8) {
+        std::memset(data, 0, bytes);
+    }
     void set(int64_t position) {
-        if (position >> 6 != word_) {
-            flush();
-            word_ = position >> 6;
-            held_ = 0;
-        }
-        held_ |= uint64_t(1) << (position & 63);
+        const int64_t word = position >> 6;
+        held_ = (word == word_ ? held_ : 0) | uint64_t(1) << (position & 63);
+        word_ = word;
+        if (word < whole_) std::memcpy(data_ + 8 * word, &held_, 8);
     }
     void flush() {
-        const int64_t left = bytes_ - 8 * word_;
-        if (left > 0) std::memcpy(data_ + 8 * word_, &held_, left < 8 ? left : 8);
+        if (word_ >= whole_ && bytes_ > 8 * word_) std::memcpy(data_ + 8 * word_, &held_, bytes_ - 8 * word_);
     }
 
   private:
     uint8_t* data_;
-    int64_t bytes_;
+    int64_t bytes_, whole_;
     int64_t word_ = 0;
     uint64_t held_ = 0;
 };
