@@ -68,7 +68,7 @@ class BF16(ValueCode):
 
 
 class Int8(ValueCode):
-    """One byte and a scale per 256 values: about 0.4 % of the norm is rounded away."""
+    """One byte and a scale per 256 values: under 1 % of the norm is rounded away."""
 
     Config = NoOptions
 

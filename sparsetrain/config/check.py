@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sparsetrain import registry
 from sparsetrain.config.errors import JobError
-from sparsetrain.config.job import Exchange, Job
+from sparsetrain.config.job import Exchange, Job, Masks
 from sparsetrain.config.numbers import interval_of, steps_of
 
 
@@ -21,7 +21,7 @@ def check_exchange(exchange: Exchange) -> None:
     if feedback == "dgc" and exchange.every > 1:
         raise JobError(
             "exchange.error_feedback: dgc corrects the momentum of single gradients; with exchange.every > 1 the "
-            "optimizer has its own; allowed: ef14, none, ef21"
+            "optimizer has its own; allowed: ef14, none, ef21, ef21_sgdm"
         )
     if exchange.regime != "sparse":
         return
@@ -44,14 +44,47 @@ def check_exchange(exchange: Exchange) -> None:
         )
 
 
+def check_masks(masks: Masks) -> None:
+    """Raise JobError, naming the dotted path, for parts of the masks that make no sense together, with the reason."""
+    name, method = masks.method.name, registry.load("mask_method", masks.method.name)
+    structure, distribution = masks.structure.build(), masks.distribution.name
+    allowed = getattr(method, "structures", ())
+    if allowed and masks.structure.name not in allowed:
+        raise JobError(f"masks.structure: {masks.structure.name} with {name}; allowed: {', '.join(allowed)}")
+    if distribution == "global" and not getattr(method, "ranks_globally", False):
+        raise JobError(
+            f"masks.distribution: global compares scores across layers, and {name} has none to compare; "
+            "allowed: uniform, er, erk"
+        )
+    if distribution == "global" and structure.balanced:
+        raise JobError(
+            f"masks.distribution: with {masks.structure.name} every group keeps equally many, so global has "
+            "nothing to move between layers; allowed: uniform"
+        )
+    if structure.density is None:
+        return
+    if distribution != "uniform" or masks.rules:
+        raise JobError(
+            f"masks.distribution: {distribution} with {masks.structure.name}, which gives every layer "
+            "the same density; allowed: uniform, without masks.rules"
+        )
+    if abs(1.0 - masks.sparsity - structure.density) > 1e-6:
+        raise JobError(
+            f"masks.sparsity: {masks.sparsity} with {masks.structure.name}; allowed: {1.0 - structure.density:g}"
+        )
+
+
 def check(job: Job) -> None:
     """Raise JobError, naming the dotted path, where two parts of the job contradict each other."""
     masks, exchange = job.masks, job.exchange
     check_exchange(exchange)
-    if exchange.error_feedback.name == "dgc" and getattr(job.optimizer.config, "momentum", 0.0):
+    if masks is not None:
+        check_masks(masks)
+    feedback = exchange.error_feedback.name
+    if feedback == "dgc" and getattr(job.optimizer.config, "momentum", 0.0):
         raise JobError(
-            f"optimizer.momentum: {job.optimizer.config.momentum} with exchange.error_feedback dgc, which has the "
-            "momentum (exchange.error_feedback.momentum); allowed: 0"
+            f"optimizer.momentum: {job.optimizer.config.momentum} with exchange.error_feedback {feedback}, which has "
+            "the momentum (exchange.error_feedback.momentum); allowed: 0"
         )
     if exchange.every > job.train.steps:
         raise JobError(
@@ -80,6 +113,8 @@ def advice(job: Job) -> list[str]:
             f"exchange.every: AdamW's step shrinks by about {exchange.density**0.5:.2g} on gradients that arrive at "
             f"density {exchange.density:g}; local steps (exchange.every=5, a larger density) or sgd avoid that"
         )
+    if exchange.error_feedback.name == "ef21_sgdm" and getattr(job.optimizer.config, "momentum", 0.0):
+        lines.append("optimizer.momentum: ef21_sgdm has a momentum of its own; 0 is usual")
     masks, steps = job.masks, job.train.steps
     if masks is not None and masks.method.name != "static":
         begin, end = _points(job)

@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 
 from sparsetrain.collective.world import World
+from sparsetrain.config.errors import JobError
 from sparsetrain.config.job import Exchange
 from sparsetrain.gradient.exchange import GradientExchange
 
@@ -19,10 +20,13 @@ from sparsetrain.gradient.exchange import GradientExchange
 class HookState:
     """The exchange of each DDP bucket, found by the names of its parameters; residuals follow the names.
 
-    The hook sees gradients as backward left them: so use fp32 or bf16, not a loss scaler.
+    The hook sees gradients as backward left them: so use fp32 or bf16, not a loss scaler. Raises JobError where the
+    configuration makes no sense in a hook.
     """
 
     def __init__(self, config: Exchange, model: torch.nn.Module, world: World, steps: int) -> None:
+        if config.every != 1:
+            raise JobError(f"exchange.every: {config.every} in a hook, which sees every step's gradients; allowed: 1")
         self.config = config
         self.world = world
         self.steps = steps

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsetrain import registry
+from sparsetrain.config.check import check_masks
 from sparsetrain.config.component import adapter
 from sparsetrain.config.errors import JobError
 from sparsetrain.config.job import Masks
@@ -36,12 +37,15 @@ class Chooser:
         self.distribution = config.distribution.build()
         self.structure = config.structure.build()
         self.schedule = self._schedule(span)
-        self._check()
+        check_masks(config)
         names = chosen(maskable, list(parameters), config.exclude)
         self.parameters = {name: parameters[name] for name in names}
         self.shapes = {name: tuple(parameter.shape) for name, parameter in self.parameters.items()}
         self.layouts = {name: self.structure.layout(name, shape) for name, shape in self.shapes.items()}
         self.rules = {name: rule for name in names if (rule := self._rule(name)) is not None}
+        for pattern in config.rules:
+            if not fnmatch.filter(names, pattern):
+                raise JobError(f"masks.rules: {pattern} names no masked tensor{_among(pattern, names)}")
 
     def _schedule(self, span: Span) -> MaskSchedule:
         component = self.config.schedule
@@ -52,36 +56,6 @@ class Chooser:
             return cls(adapter(cls.Config).validate_python({}), span)
         except ValueError as error:
             raise JobError(str(error)) from error
-
-    def _check(self) -> None:
-        """Raise JobError for parts that make no sense together, with the reason."""
-        config, method = self.config, self.config.method.name
-        allowed = self.method.structures
-        if allowed and config.structure.name not in allowed:
-            raise JobError(f"masks.structure: {config.structure.name} with {method}; allowed: {', '.join(allowed)}")
-        ranking = config.distribution.name == "global"
-        if ranking and not self.method.ranks_globally:
-            raise JobError(
-                f"masks.distribution: global compares scores across layers, and {method} has none to compare; "
-                "allowed: uniform, er, erk"
-            )
-        if ranking and self.structure.balanced:
-            raise JobError(
-                f"masks.distribution: with {config.structure.name} every group keeps equally many, so global has "
-                "nothing to move between layers; allowed: uniform"
-            )
-        density = self.structure.density
-        if density is None:
-            return
-        if config.distribution.name != "uniform" or config.rules:
-            raise JobError(
-                f"masks.distribution: {config.distribution.name} with {config.structure.name}, which gives every layer "
-                "the same density; allowed: uniform, without masks.rules"
-            )
-        if abs(1.0 - config.sparsity - density) > 1e-6:
-            raise JobError(
-                f"masks.sparsity: {config.sparsity} with {config.structure.name}; allowed: {1.0 - density:g}"
-            )
 
     def _rule(self, name: str) -> float | None:
         """Return the sparsity that the job's rules give a tensor; the first pattern that matches counts."""
@@ -179,7 +153,14 @@ def chosen(maskable: Sequence[str], names: Sequence[str], exclude: Sequence[str]
     ordered = [name for name in names if name in set(maskable)]
     ends = {"first": ordered[0], "last": ordered[-1]}
     patterns = [ends.get(pattern, pattern) for pattern in exclude]
+    for pattern in patterns:
+        if not fnmatch.filter(names, pattern):
+            raise JobError(f"masks.exclude: {pattern} names no tensor{_among(pattern, [*ends, *ordered])}")
     kept = [name for name in ordered if not any(fnmatch.fnmatch(name, pattern) for pattern in patterns)]
     if not kept:
         raise JobError(f"masks.exclude: {list(exclude)} leaves no tensor to mask")
     return kept
+
+
+def _among(pattern: str, names: Sequence[str]) -> str:
+    return f"; allowed: patterns of {', '.join(names)}{registry.nearest(pattern, list(names))}"

@@ -25,6 +25,8 @@ def finished(job: Job, folder: pathlib.Path) -> bool:
         return False
     advice = f"give a new name (name={next_name(folder)}) or --fresh"
     difference = first_difference(kept, to_tree(job))
+    if difference and not trained(folder):
+        return False
     if difference:
         raise JobError(f"{difference}; {folder} holds another job: {advice}")
     steps = dict(_flat(kept, "")).get("train.steps")
@@ -33,6 +35,11 @@ def finished(job: Job, folder: pathlib.Path) -> bool:
     if not job.checkpoint.resume and (folder / "metrics.jsonl").exists():
         raise JobError(f"checkpoint.resume: is false, but {folder} holds a run: {advice}")
     return False
+
+
+def trained(folder: pathlib.Path) -> bool:
+    """Return whether the folder holds anything of a run but what it was asked to do and why it was refused."""
+    return (folder / "metrics.jsonl").exists() or any((folder / "checkpoints").glob("*"))
 
 
 def stored_tree(folder: pathlib.Path) -> dict[str, Any] | None:

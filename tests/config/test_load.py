@@ -141,3 +141,17 @@ def test_a_module_that_fails_when_it_is_imported_is_a_mistake_of_the_job(tmp_pat
 def test_what_cannot_be_a_file_is_said_in_a_line(source):
     with pytest.raises(JobError):
         load_job(source)
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ("masks.structure=n:m masks.sparsity=0.5", r"^masks\.distribution: erk with n:m.* allowed: uniform"),
+        ("masks.method=srigl", r"^masks\.structure: unstructured with srigl; allowed: fan_in"),
+        ("masks.method=set masks.distribution=global", r"^masks\.distribution: global compares scores"),
+        ("exchange.every=5 exchange.error_feedback=dgc", r"allowed: ef14, none, ef21, ef21_sgdm$"),
+    ],
+)
+def test_parts_that_make_no_sense_together_are_refused_with_the_file(settings, says):
+    with pytest.raises(JobError, match=says):
+        load_job("quickstart", tuple(settings.split()))

@@ -6,8 +6,10 @@ from ranks import gloo_ranks
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from sparsetrain.collective.transport import Alone
 from sparsetrain.collective.world import World
 from sparsetrain.config.component import adapter
+from sparsetrain.config.errors import JobError
 from sparsetrain.config.job import Exchange
 from sparsetrain.gradient.hook import HookState, comm_hook
 
@@ -71,3 +73,9 @@ def test_a_new_bucket_inherits_the_residuals_of_its_parameters():
     after = state.state()
     assert len(state.exchanges) == 2 and set(after) == set(before)
     assert all(torch.equal(after[name], before[name]) for name in before)
+
+
+def test_local_steps_are_no_business_of_a_hook():
+    config = adapter(Exchange).validate_python({"every": 5})
+    with pytest.raises(JobError, match=r"^exchange\.every: 5 in a hook, .* allowed: 1$"):
+        HookState(config, model(), World(rank=0, size=1, transport=Alone()), steps=4)

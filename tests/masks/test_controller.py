@@ -139,6 +139,8 @@ def test_a_rule_gives_a_tensor_a_sparsity_of_its_own_and_climbs_with_the_ramp():
         ({"structure": {"name": "n:m"}, "sparsity": 0.5}, r"masks\.distribution: erk with n:m"),
         ({"structure": {"name": "n:m"}, "distribution": "uniform"}, r"masks\.sparsity: 0\.8 with n:m; allowed: 0\.5"),
         ({"structure": {"name": "block", "rows": 7}}, r"masks\.structure: 0\.weight \[30, 20\] is not made of whole"),
+        ({"exclude": ["lst"]}, r"masks\.exclude: lst names no tensor; allowed: .*; did you mean 'last'\?"),
+        ({"rules": {"9.*": 0.5}}, r"masks\.rules: 9\.\* names no masked tensor; allowed: patterns of 0\.weight"),
         ({"schedule": {"name": "list", "at": [300]}}, r"masks\.schedule\.at: steps \[300\] must ascend"),
     ],
 )

@@ -36,8 +36,16 @@ def test_a_finished_run_is_finished_until_it_shall_go_further(job: Job) -> None:
 def test_another_job_is_refused_by_the_first_path_that_differs(job: Job) -> None:
     folder = record.run_folder(job)
     record.begin(job, folder, {})
+    (folder / "metrics.jsonl").write_text("{}\n")
     with pytest.raises(JobError, match=r"^train\.batch_size: is 3 here and 16 in the run.*name=one-2"):
         existing.finished(changed(job, batch_size=3), folder)
+
+
+def test_a_job_that_was_refused_before_it_trained_does_not_keep_its_name(job: Job) -> None:
+    folder = record.run_folder(job)
+    record.begin(job, folder, {})
+    record.end(folder, "failed")
+    assert not existing.finished(changed(job, batch_size=3), folder)
 
 
 def test_resume_switched_off_does_not_write_over_a_run(job: Job) -> None:
