@@ -32,7 +32,10 @@ def measure(sizes: Sequence[int], densities: Sequence[float], threads: int, roun
     """Return a row per candidate, size and density: medians of `rounds` turns.
 
     `ratio_to_limit` is to `r += g`, which reads and writes what every error feedback must; `energy` is the share of
-    the exact top-k's squared norm. Raises ValueError for densities outside 0..1 or fewer than one round.
+    the exact top-k's squared norm. Ours is what an exchange does: it reads gradient and residual where they lie and
+    leaves the next residual in another buffer; a sparsifier that cannot do so pays for the copy.
+
+    Raises ValueError for densities outside 0..1 or fewer than one round.
     """
     if rounds < 1 or threads < 1 or any(not 0 < d <= 1 for d in densities) or any(n < 1 for n in sizes):
         raise ValueError("want at least 1 round, 1 thread, 1 element, and densities above 0 and at most 1")
@@ -48,8 +51,8 @@ def _rows(n: int, density: float, threads: int, rounds: int) -> list[dict[str, A
     old, gradient = _draw(n)
     k = max(1, round(density * n))
     candidates: dict[str, Callable[[Tensor], Tensor]] = {"limit": lambda buffer: buffer.add_(old)}
-    candidates |= {name: _candidate(each, old, k) for name, each in SPARSIFIERS.items()}
-    candidates["topk reference"] = _reference(old, k)
+    candidates |= {name: _candidate(each, old, gradient, k) for name, each in SPARSIFIERS.items()}
+    candidates["topk reference"] = _reference(old, gradient, k)
     candidates["torch.topk"] = lambda buffer: _plain(buffer.add_(old), k)
     buffer, seconds, energy = gradient.clone(), {name: [] for name in candidates}, {}
     for turn in range(rounds + 1):
@@ -87,13 +90,15 @@ def _plain(buffer: Tensor, k: int) -> Tensor:
     return values
 
 
-def _candidate(sparsifier: Sparsifier, old: Tensor, k: int) -> Callable[[Tensor], Tensor]:
-    return lambda buffer: sparsifier.select(old, buffer, Ask(k)).values
+def _candidate(sparsifier: Sparsifier, old: Tensor, gradient: Tensor, k: int) -> Callable[[Tensor], Tensor]:
+    if sparsifier.gathers:
+        return lambda buffer: sparsifier.select(old, buffer, Ask(k, parts=(gradient,))).values
+    return lambda buffer: sparsifier.select(old, buffer.copy_(gradient), Ask(k)).values
 
 
-def _reference(old: Tensor, k: int) -> Callable[[Tensor], Tensor]:
+def _reference(old: Tensor, gradient: Tensor, k: int) -> Callable[[Tensor], Tensor]:
     def call(buffer: Tensor) -> Tensor:
-        chosen = select_cpu(old, buffer, k, 1.0, None, plan(buffer.numel(), k))
+        chosen = select_cpu(old, buffer.copy_(gradient), k, 1.0, None, plan(buffer.numel(), k))
         assert chosen is not None
         return chosen[1]
 
