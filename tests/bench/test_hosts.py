@@ -54,8 +54,9 @@ print("ready", flush=True)
 time.sleep(60)
 """
 HOLD = """
-import sys, time
+import signal, sys, time
 from sparsetrain.bench.hosts import Hosts
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # whatever the tests were started with
 with Hosts(count=2) as hosts:
     inner = hosts.start(1, [sys.executable, "-c", "import time; time.sleep(60)"])
     print(inner.pid, flush=True)
