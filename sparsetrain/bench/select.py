@@ -20,6 +20,7 @@ from sparsetrain.kernels.sampling import plan
 
 LAYERS, SPREAD, OLD = 64, 0.7, 1.5  # parts of other scales, spread of their logarithms, the residual's scale
 COLUMNS = ("name", "n", "density", "threads", "seconds", "ratio_to_limit", "speedup_over_torch_topk", "exact", "energy")
+IN_PLACE = ("limit", "torch.topk")
 SPARSIFIERS: dict[str, Sparsifier] = {
     "topk": TopK(TopK.Config()),
     "threshold": Threshold(Threshold.Config()),
@@ -54,12 +55,12 @@ def _rows(n: int, density: float, threads: int, rounds: int) -> list[dict[str, A
     candidates |= {name: _candidate(each, old, gradient, k) for name, each in SPARSIFIERS.items()}
     candidates["topk reference"] = _reference(old, gradient, k)
     candidates["torch.topk"] = lambda buffer: _plain(buffer.add_(old), k)
-    buffer, seconds, energy = gradient.clone(), {name: [] for name in candidates}, {}
+    buffer, rest, seconds, energy = gradient.clone(), gradient.clone(), {name: [] for name in candidates}, {}
     for turn in range(rounds + 1):
         for name, call in candidates.items():
-            buffer.copy_(gradient)
+            buffer.copy_(gradient)  # for those that add in place
             began = time.perf_counter()
-            values = call(buffer)
+            values = call(buffer if name in IN_PLACE else rest)
             if turn:
                 seconds[name].append(time.perf_counter() - began)
             energy[name] = float(values.double().square().sum())

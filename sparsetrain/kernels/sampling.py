@@ -13,7 +13,7 @@ import math
 import numpy as np
 
 SMALLEST = 1 << 14  # elements: below, ranking everything is as quick as sampling
-FEWEST, MANY, MOST = 1 << 11, 1 << 13, 1 << 15  # sampled positions
+FEWEST, MANY, MOST = 1 << 11, 1 << 14, 1 << 15  # sampled positions
 DRIFT = 7919
 
 
@@ -52,7 +52,7 @@ def plan(size: int, k: int) -> Plan | None:
     if size < SMALLEST or 2 * k > size:
         return None
     # Each position is a cache miss or two; a smaller sample leaves more places to correct.
-    wanted = max(FEWEST, min(MANY, size // 128), min(MOST, size // 4096))
+    wanted = max(FEWEST, min(MANY, size // 128), min(MOST, size // 1024))
     count = 1 << wanted.bit_length() - 1
     expected = k * count / size
     spread = 3.0 * math.sqrt(expected)
