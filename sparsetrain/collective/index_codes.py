@@ -74,7 +74,8 @@ class Int32(Code):
         return 4 * count
 
     def encode(self, indices: Tensor, size: int) -> Tensor:
-        return indices.contiguous().view(torch.uint8)
+        # A view of no places has a stride that no other type can be seen through.
+        return indices.contiguous().view(torch.uint8) if indices.numel() else torch.empty(0, dtype=torch.uint8)
 
     def decode(self, data: Tensor, count: int, size: int) -> Tensor:
         if data.numel() != 4 * count:

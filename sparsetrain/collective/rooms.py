@@ -13,7 +13,7 @@ import math
 import torch
 from torch import Tensor
 
-from sparsetrain.collective.payload import Frame, length_of
+from sparsetrain.collective.payload import HEADER, Frame, length_of
 from sparsetrain.collective.transport import Transport
 
 SLACK = 1.01  # room over the longest message of the last exchange
@@ -34,7 +34,8 @@ class Rooms:
         if ratio is None:
             messages = transport.all_gather_v(message, "gradient")
         else:
-            messages = _gather(message, frame, math.ceil(ratio * SLACK * estimate), transport)
+            room = max(HEADER.size, math.ceil(ratio * SLACK * estimate))
+            messages = _gather(message, frame, room, transport)
         self._ratio[frame.bucket] = max(each.numel() for each in messages) / estimate
         return messages
 

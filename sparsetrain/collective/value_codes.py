@@ -44,7 +44,7 @@ class FP32(ValueCode):
         return 4 * count
 
     def encode(self, values: Tensor) -> Tensor:
-        return values.contiguous().view(torch.uint8)
+        return values.contiguous().view(torch.uint8) if values.numel() else torch.empty(0, dtype=torch.uint8)
 
     def decode(self, data: Tensor, count: int) -> Tensor:
         return value_code.decode_fp32(data, count)

@@ -61,6 +61,11 @@ def check_masks(masks: Masks) -> None:
             f"masks.distribution: with {masks.structure.name} every group keeps equally many, so global has "
             "nothing to move between layers; allowed: uniform"
         )
+    initial = getattr(masks.schedule.config, "initial", 0.0) if masks.schedule is not None else 0.0
+    if initial > masks.sparsity and getattr(method, "starts_dense", False):
+        raise JobError(
+            f"masks.schedule.initial: {initial} with {name}, which grows nothing; allowed: at most {masks.sparsity}"
+        )
     if structure.density is None:
         return
     if distribution != "uniform" or masks.rules:

@@ -18,6 +18,7 @@ def _no_boolean(value: Any) -> Any:
 
 Number = BeforeValidator(_no_boolean)
 Positive = Annotated[int, Number, Field(ge=1, le=LARGEST)]
+Few = Annotated[int, Number, Field(ge=1, le=10_000)]  # of what takes a step, or memory, each
 Count = Annotated[int, Number, Field(ge=0, le=LARGEST)]
 Fraction = Annotated[float, Number, Field(ge=0.0, le=1.0)]
 Density = Annotated[float, Number, Field(gt=0.0, le=1.0)]

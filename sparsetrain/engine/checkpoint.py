@@ -163,17 +163,28 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, parameters: Mapping[str,
 
 
 def load_optimizer(
-    optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter], tensors: Mapping[str, Tensor]
+    optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter], tensors: Mapping[str, Tensor], whole: bool
 ) -> None:
-    """Put back what `optimizer_tensors` returned; state is matched by parameter name, never by position."""
+    """Put back what `optimizer_tensors` returned; state is matched by parameter name, never by position.
+
+    `whole`: every parameter has been stepped; otherwise one that no batch has used may have no state at all. Raises
+    CheckpointError for state that is missing, does not fit or is not finite.
+    """
     optimizer.state.clear()  # what a checkpoint that turned out unreadable has left
     for key, tensor in tensors.items():
         field, _, name = key.partition("/")
         if name not in parameters:
             raise CheckpointError(f"optimizer state of {name}: the model has no such parameter")
+        if not bool(torch.isfinite(tensor).all()):
+            raise CheckpointError(f"optimizer state {key} is not finite")
         parameter = parameters[name]
         like = parameter.detach() if tensor.ndim else torch.zeros((), dtype=torch.float32)
         optimizer.state[parameter][field] = fitting(f"optimizer state {key}", tensor, like)
+    fields = {field for state in optimizer.state.values() for field in state}
+    for name, parameter in parameters.items():
+        own = optimizer.state.get(parameter, {})
+        for field in sorted(fields - set(own)) if own or whole else ():
+            raise CheckpointError(f"optimizer state {field}/{name} is missing")
 
 
 def model_tensors(model: nn.Module) -> Tensors:

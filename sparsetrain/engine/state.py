@@ -215,12 +215,14 @@ def _restore(state: RunState, folder: pathlib.Path) -> None:
     own = "optimizer.safetensors"
     if state.job.exchange.every > 1:
         own = f"optimizer.rank{rank % ranks:05d}.safetensors"
-    checkpoint.load_optimizer(state.optimizer, state.parameters, checkpoint.read_saved(folder, own))
+    every_step = state.job.exchange.every == 1
+    checkpoint.load_optimizer(state.optimizer, state.parameters, checkpoint.read_saved(folder, own), every_step)
     if ranks == state.world.size:
         kept = checkpoint.read_saved(folder, f"residual.rank{rank:05d}.safetensors")
     else:
         saved = (checkpoint.read_saved(folder, f"residual.rank{r:05d}.safetensors") for r in range(ranks))
         kept = _mean(list(saved))
+    _check_kept(state, kept, folder)
     state.exchange.load_state(kept)
     if state.masks is not None:
         state.masks.load_rank_state(_under(kept, SCORES))
@@ -233,6 +235,18 @@ def _restore(state: RunState, folder: pathlib.Path) -> None:
     state.world.transport.meter.sent.update(about.sent_bytes)
     if state.weights_digest() != about.weights_digest:
         raise checkpoint.CheckpointError(f"{folder}: weights do not have the digest that state.json names")
+
+
+def _check_kept(state: RunState, kept: dict[str, Tensor], folder: pathlib.Path) -> None:
+    """Raise CheckpointError for state of error feedback that is missing, of another type or not finite."""
+    for key, own in state.exchange.state().items():
+        if key.startswith("collective/"):
+            continue  # learned in exchanges, and learned again
+        if key not in kept:
+            raise checkpoint.CheckpointError(f"{folder}: has no tensor {key}")
+        saved = kept[key]
+        if saved.dtype != own.dtype or not bool(torch.isfinite(saved).all()):
+            raise checkpoint.CheckpointError(f"{folder}: {key} is not finite {str(own.dtype).removeprefix('torch.')}")
 
 
 def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -15,6 +15,7 @@ from concurrent.futures import Future
 from typing import Any
 
 Work = Callable[[], Any]
+PATIENCE_S = 1.0  # for a thread's end
 AHEAD = 1  # buckets that are selected before a way is free for them
 
 
@@ -82,11 +83,14 @@ class _Stage:
         return future
 
     def close(self) -> None:
+        """End the thread after what has been submitted; wait for that, but not for a collective that hangs."""
         self.queue.put(None)
+        self.thread.join(PATIENCE_S)
 
     def _main(self) -> None:
         while (item := self.queue.get()) is not None:
             _run(*item)
+            del item  # or its tensors would live until the next one, perhaps past the interpreter
 
 
 def _run(work: Work, future: Future[Any]) -> Future[Any]:

@@ -159,6 +159,16 @@ def tensors(file: str, change):
     return damage
 
 
+def without(file: str, prefix: str):
+    def damage(folder: pathlib.Path) -> None:
+        path = folder / f"{file}.safetensors"
+        kept = load_file(path)
+        del kept[min(key for key in kept if key.startswith(prefix))]
+        save_file(kept, path)
+
+    return damage
+
+
 def flip(folder: pathlib.Path) -> None:
     path = folder / "optimizer.safetensors"
     data = bytearray(path.read_bytes())
@@ -193,6 +203,11 @@ FOREIGN = [
     (tensors("optimizer", lambda t: t.double()), "optimizer state momentum_buffer/"),
     (tensors("optimizer", lambda t: t.reshape(-1)[:1]), "optimizer state momentum_buffer/"),
     (tensors("residual.rank00000", lambda t: t[:3]), "residual of"),
+    (tensors("residual.rank00000", lambda t: t / 0 if t.is_floating_point() else t), "is not finite float32"),
+    (tensors("residual.rank00000", lambda t: t.double() if t.is_floating_point() else t), "is not finite float32"),
+    (tensors("optimizer", lambda t: t * float("nan")), "optimizer state momentum_buffer/"),
+    (without("residual.rank00000", "residual/"), "has no tensor residual/"),
+    (without("optimizer", "momentum_buffer/"), "is missing"),
     (tensors("model", lambda t: t + 1), "weights do not have the digest"),
 ]
 

@@ -265,3 +265,52 @@ def test_the_largest_numbers_stay_finite_in_bf16():
     mean = exchange.aggregate(huge)
     assert mean is not None and all(torch.isfinite(part).all() for part in mean.values())
     assert all(torch.isfinite(part).all() for part in exchange.state().values())
+
+
+@pytest.mark.parametrize("values", ["fp32", "bf16", "int8", "int4"])
+@pytest.mark.parametrize("regime", ["dense", "packed", "sparse"])
+@pytest.mark.parametrize("broken", [float("nan"), float("inf")])
+def test_a_gradient_that_is_not_finite_skips_the_step_on_all_ranks(regime, values, broken):
+    def body(world: World) -> tuple[bool, bool, dict]:
+        exchange = GradientExchange(exchange_config(regime=regime, values=values, density=0.1), SHAPES, world, 2)
+        given_in = gradients(world.rank, 0)
+        if world.rank == 1:
+            given_in["a.weight"][0, 0] = broken
+        skipped = exchange.aggregate(given_in) is None
+        after = full(exchange)
+        return skipped, exchange.stats.skipped, after
+
+    for skipped, counted, residuals in Simulation(2).run(body):
+        assert skipped and counted
+        assert all(not residual.any() for residual in residuals.values())
+
+
+@pytest.mark.parametrize("indices", ["auto", "int32", "elias_fano"])
+@pytest.mark.parametrize("collective", ["split_reduce", "ok_topk", "allgather"])
+def test_a_support_that_moves_leaves_some_owners_without_an_entry(collective, indices):
+    def body(world: World) -> list[float]:
+        config = exchange_config(density=0.01, collective=collective, indices=indices)
+        exchange, total = GradientExchange(config, {"w": (100, 100)}, world, 10), []
+        for step in range(6):
+            gradient = torch.zeros(100, 100)
+            gradient[50 * (step % 2) : 50 * (step % 2) + 50] = 1 + torch.arange(5000).view(50, 100) / 5000
+            total.append(float(exchange.aggregate({"w": gradient})["w"].sum()))
+        return total
+
+    results = Simulation(4).run(body)
+    assert all(result == results[0] for result in results) and all(value > 0 for value in results[0])
+
+
+def test_a_message_that_shrinks_below_its_header_comes_through():
+    def body(world: World) -> float:
+        config = exchange_config(density=1e-4, warmup=0.1, values="int4", overlap=False)
+        exchange = GradientExchange(config, {"w": (100, 100)}, world, 10)
+        total = 0.0
+        for _ in range(10):
+            gradient = torch.zeros(100, 100)
+            gradient.view(-1)[:3000] = torch.arange(3000.0) + 1
+            total += float(exchange.aggregate({"w": gradient})["w"].sum())
+        return total
+
+    one, two = Simulation(2).run(body)
+    assert one == two > 0

@@ -140,6 +140,14 @@ def test_a_rule_gives_a_tensor_a_sparsity_of_its_own_and_climbs_with_the_ramp():
         ({"structure": {"name": "n:m"}, "distribution": "uniform"}, r"masks\.sparsity: 0\.8 with n:m; allowed: 0\.5"),
         ({"structure": {"name": "block", "rows": 7}}, r"masks\.structure: 0\.weight \[30, 20\] is not made of whole"),
         ({"exclude": ["lst"]}, r"masks\.exclude: lst names no tensor; allowed: .*; did you mean 'last'\?"),
+        (
+            {"method": "acdc", "schedule": {"name": "phases", "warmup": 0.9, "finish": 0.1}},
+            r"masks\.schedule\.warmup: ends at step \d+; allowed: before finish",
+        ),
+        (
+            {"method": "gmp", "schedule": {"name": "linear", "initial": 0.95}},
+            r"masks\.schedule\.initial: 0\.95 with gmp, which grows nothing; allowed: at most 0\.8",
+        ),
         ({"rules": {"9.*": 0.5}}, r"masks\.rules: 9\.\* names no masked tensor; allowed: patterns of 0\.weight"),
         ({"schedule": {"name": "list", "at": [300]}}, r"masks\.schedule\.at: steps \[300\] must ascend"),
     ],

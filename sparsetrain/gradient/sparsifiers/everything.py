@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from sparsetrain.collective.entries import Entries
@@ -17,8 +18,10 @@ class Everything(Sparsifier):
     shared = True
 
     def select(self, old: Tensor | None, buffer: Tensor, ask: Ask) -> Entries:
-        """See Sparsifier: all entries; whether they are finite shows in their sum."""
+        """See Sparsifier: all entries."""
         compensate(old, buffer, ask.scale)
-        values = buffer.clone()
+        # No code writes what is not a number: the flag in the message says it, and zeros go in its place.
+        finite = bool(torch.isfinite(buffer).all())
+        values = buffer.clone() if finite else torch.zeros_like(buffer)
         buffer.zero_()
-        return Entries(None, values, shared=True, asked=buffer.numel())
+        return Entries(None, values, shared=True, asked=buffer.numel(), finite=finite)

@@ -6,7 +6,7 @@ import dataclasses
 
 from torch import Tensor
 
-from sparsetrain.config.numbers import Positive
+from sparsetrain.config.numbers import Few
 from sparsetrain.masks.methods.at_init import AtInit
 from sparsetrain.masks.methods.base import Moment
 from sparsetrain.masks.probe import Probe
@@ -22,7 +22,7 @@ class GraSP(AtInit):
     class Config:
         """`batches` of each worker give the gradient and the Hessian."""
 
-        batches: Positive = 1
+        batches: Few = 1
 
     def ask(self, probe: Probe) -> dict[str, Tensor]:
         """Return H g. Collective."""

@@ -6,7 +6,7 @@ import dataclasses
 
 from torch import Tensor
 
-from sparsetrain.config.numbers import Positive
+from sparsetrain.config.numbers import Few
 from sparsetrain.masks.methods.base import Moment
 from sparsetrain.masks.methods.pruner import Pruner
 from sparsetrain.masks.sources import Curvature
@@ -23,7 +23,7 @@ class OBD(Pruner):
     class Config:
         """`window` is the number of steps whose mean gradients are squared; each costs a dense all-reduce."""
 
-        window: Positive = 8
+        window: Few = 8
 
     def saliency(self, moment: Moment) -> Tensor:
         """Return 1/2 H w^2."""

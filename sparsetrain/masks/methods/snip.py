@@ -6,7 +6,7 @@ import dataclasses
 
 from torch import Tensor
 
-from sparsetrain.config.numbers import Positive
+from sparsetrain.config.numbers import Few
 from sparsetrain.masks.methods.at_init import AtInit
 from sparsetrain.masks.methods.base import Moment
 from sparsetrain.masks.probe import Probe
@@ -19,7 +19,7 @@ class SNIP(AtInit):
     class Config:
         """`batches` of each worker are averaged before the product is taken."""
 
-        batches: Positive = 1
+        batches: Few = 1
 
     def ask(self, probe: Probe) -> dict[str, Tensor]:
         """Return the mean gradient. Collective."""

@@ -6,7 +6,7 @@ import dataclasses
 
 from torch import Tensor
 
-from sparsetrain.config.numbers import Positive
+from sparsetrain.config.numbers import Few
 from sparsetrain.masks.methods.at_init import AtInit
 from sparsetrain.masks.methods.base import Moment
 from sparsetrain.masks.probe import Probe
@@ -20,7 +20,7 @@ class SynFlow(AtInit):
     class Config:
         """After round k of `iterations` the density is d^(k / iterations)."""
 
-        iterations: Positive = 100
+        iterations: Few = 100
 
     def rounds(self, sparsity: float) -> list[float]:
         """See AtInit."""

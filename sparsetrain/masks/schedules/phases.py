@@ -38,10 +38,12 @@ class Phases(MaskSchedule):
         steps, config = self.span.steps, self.config
         lengths = {True: interval_of(config.sparse, steps), False: interval_of(config.dense, steps)}
         finish, step, sparse = steps_of(config.finish, steps), max(1, steps_of(config.warmup, steps)), True
+        if step >= finish:
+            raise ValueError(f"masks.schedule.warmup: ends at step {step}; allowed: before finish, step {finish}")
         phases: dict[int, bool] = {}
         while step < finish:
             phases[step] = sparse
             step, sparse = step + lengths[sparse], not sparse
-        if not phases or not phases[max(phases)]:
+        if not phases[max(phases)]:
             phases[finish] = True
         return phases
