@@ -5,7 +5,8 @@ from __future__ import annotations
 import datetime
 import io
 import multiprocessing
-import socket
+import pathlib
+import tempfile
 import traceback
 from collections.abc import Callable
 from typing import Any
@@ -17,17 +18,11 @@ from sparsetrain.collective.torch_dist import TorchTransport
 from sparsetrain.collective.world import World
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-def _main(rank: int, size: int, port: int, body: Callable[[World], Any], queue: Any) -> None:
+def _main(rank: int, size: int, meet: str, body: Callable[[World], Any], queue: Any) -> None:
     torch.set_num_threads(1)
     dist.init_process_group(
         "gloo",
-        init_method=f"tcp://127.0.0.1:{port}",
+        init_method=f"file://{meet}",  # a free port may be taken before it is used
         rank=rank,
         world_size=size,
         timeout=datetime.timedelta(seconds=30),
@@ -46,9 +41,14 @@ def _main(rank: int, size: int, port: int, body: Callable[[World], Any], queue: 
 
 def gloo_ranks(size: int, body: Callable[[World], Any]) -> list[Any]:
     """Return body(world) of `size` gloo processes, in rank order; `body` must be importable."""
+    with tempfile.TemporaryDirectory(prefix="sparsetrain-ranks-") as folder:
+        return _together(size, str(pathlib.Path(folder) / "meet"), body)
+
+
+def _together(size: int, meet: str, body: Callable[[World], Any]) -> list[Any]:
     context = multiprocessing.get_context("spawn")
-    queue, port = context.Queue(), free_port()
-    processes = [context.Process(target=_main, args=(rank, size, port, body, queue)) for rank in range(size)]
+    queue = context.Queue()
+    processes = [context.Process(target=_main, args=(rank, size, meet, body, queue)) for rank in range(size)]
     for process in processes:
         process.start()
     try:

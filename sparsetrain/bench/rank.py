@@ -149,7 +149,7 @@ def joined(place: Place) -> Iterator[Way]:
 def _gloo(place: Place) -> Iterator[Way]:
     dist.init_process_group(
         "gloo",
-        init_method=f"tcp://{place.address}:{place.port}",
+        init_method=f"file://{place.meet}",
         rank=place.rank,
         world_size=place.ranks,
         timeout=datetime.timedelta(seconds=place.limit_s),

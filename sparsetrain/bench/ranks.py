@@ -5,14 +5,12 @@ The program is a module that `python -m MODULE N.json` starts; it writes its fig
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import importlib.util
 import json
 import os
 import pathlib
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -74,12 +72,14 @@ class Ranks:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Place:
-    """What every rank has to know; `limit_s` ends it whatever it does, `interface` is counted unless it is None."""
+    """What every rank has to know; `limit_s` ends it whatever it does, `interface` is counted unless it is None.
+
+    Ranks find each other through the file `meet`, which all hosts share: a port could be taken before it is used.
+    """
 
     rank: int
     ranks: int
-    address: str
-    port: int
+    meet: str
     limit_s: float
     interface: str | None = None
     transport: str = "gloo"
@@ -102,10 +102,6 @@ class Loopback:
         """End the processes, whatever the user does meanwhile."""
         with signals.undisturbed():
             namespaces.remove([], self._processes)
-
-    def address(self, host: int) -> str:
-        """Return the address of all."""
-        return "127.0.0.1"
 
     def start(
         self, host: int, program: Sequence[str], env: Mapping[str, str], stdout: IO[Any], stderr: IO[Any]
@@ -157,14 +153,12 @@ def _programs(
     ranks: Ranks, hosts: Hosts | Loopback, module: str, plan: Mapping[str, Any], folder: pathlib.Path
 ) -> list[list[str]]:
     """Write each rank's specification; return the programs to start."""
-    port = _free_port() if ranks.loopback else 29500
     counted = None if ranks.loopback else hosts.interface  # loopback's counter is one for all ranks
     for rank in range(ranks.hosts):
         place = Place(
             rank=rank,
             ranks=ranks.hosts,
-            address=hosts.address(0),
-            port=port,
+            meet=str(folder / "meet"),
             limit_s=ranks.limit_s,
             interface=counted,
             transport=ranks.transport,
@@ -202,9 +196,3 @@ def _wait(ranks: Ranks, processes: Sequence[subprocess.Popen[str]], folder: path
 
 def _tail(path: pathlib.Path) -> str:
     return "\n".join(path.read_text(errors="replace").splitlines()[-TAIL:])
-
-
-def _free_port() -> int:
-    with contextlib.closing(socket.socket()) as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
