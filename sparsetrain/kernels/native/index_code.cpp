@@ -2,6 +2,8 @@
 //
 // Decoders return 0, or -1 for bytes that no encoder writes. They write `count` places at most, whatever they read.
 
+#include <algorithm>
+
 #include "common.h"
 
 namespace st {
@@ -80,6 +82,22 @@ void write_low(const int32_t* places, int64_t count, int low, uint8_t* data) {
     }
 }
 
+// Bit (places[i] >> low) + i is set for each i. A byte per bit first, a window of them at a time: storing a byte waits
+// for nothing, where setting a bit of a word waits for the bit before it. A ninth of the bits and more are set.
+void write_high(const int32_t* places, int64_t count, int low, uint8_t* data, int64_t bytes) {
+    constexpr int64_t window = 512;  // bytes that are written at a time
+    alignas(64) uint8_t bits[8 * window];
+    int64_t i = 0;
+    for (int64_t done = 0; done < bytes; done += window) {
+        const int64_t begin = 8 * done, here = std::min(window, bytes - done);
+        std::memset(bits, 0, 8 * here);
+        for (int64_t at; i < count && (at = (places[i] >> low) + i - begin) < 8 * here; i++) bits[at] = 1;
+        // A product gathers the low bits of eight bytes in its highest byte, the first byte's lowest.
+        for (int64_t byte = 0; byte < here; byte++)
+            data[done + byte] = static_cast<uint8_t>(load<uint64_t>(bits + 8 * byte) * 0x0102040810204080u >> 56);
+    }
+}
+
 template <typename Low>
 void read_places(const uint8_t* high, int64_t bytes, int low, int32_t* places, Low&& low_of) {
     each_bit(high, bytes, [&](int64_t i, int64_t position) {
@@ -98,9 +116,7 @@ ST_API void st_encode_elias_fano(const int32_t* places, int64_t count, int32_t l
     if (count == 0) return;
     const int64_t split = (count * low + 7) / 8;
     st::write_low(places, count, low, data);
-    st::BitWriter high(data + split, total - split);
-    for (int64_t i = 0; i < count; i++) high.set((places[i] >> low) + i);
-    high.flush();
+    st::write_high(places, count, low, data + split, total - split);
 }
 
 ST_API int32_t st_decode_elias_fano(const uint8_t* data, int64_t total, int64_t count, int64_t size, int32_t low,
