@@ -91,6 +91,26 @@ def list_names(kind: str | None, as_json: bool) -> None:
 
 
 @cli.command()
+@click.argument("source", metavar="JOB")
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE[,VALUE]...]...")
+@click.option("--seeds", type=click.IntRange(1), default=1, help="Runs of each combination, seeds from the job's on.")
+@click.option("--name", default=None, help="Folder of the sweep in log.folder; default: the job's name and -sweep.")
+@click.option("--against", type=click.Choice(["dense"]), default=None, help="Run the dense job for each seed, too.")
+@click.option("--dry-run", is_flag=True, help="Check all jobs and list them; start nothing.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document on standard output.")
+def sweep(source: str, overrides: Any, seeds: int, name: Any, against: Any, dry_run: bool, as_json: bool) -> None:
+    """Run JOB with all combinations of settings like masks.method=set,rigl masks.sparsity=0.9,0.98.
+
+    One table and one figure come of it. The same command goes on with a sweep that was stopped, and another command
+    with the same --name adds its runs to the table.
+    """
+    from sparsetrain.launch.sweep import Grid, run_grid, show_grid
+
+    grid = Grid(source=source, overrides=overrides, seeds=seeds, name=name, with_dense=against == "dense")
+    sys.exit(show_grid(grid, as_json) if dry_run else run_grid(grid, as_json))
+
+
+@cli.command()
 @click.argument("runs", nargs=-1, required=True, metavar="RUN...")
 @click.option("--out", default=None, metavar="FOLDER", help="Where the report goes; default: report/ of the last run.")
 def report(runs: tuple[str, ...], out: str | None) -> None:

@@ -123,6 +123,7 @@ class About:
     mask_epoch: Count
     world_size: Annotated[int, Field(ge=1, le=1 << 20)]
     wall_s: Annotated[float, Field(ge=0.0)]
+    dense_steps: Annotated[float, Field(ge=0.0)]
     sent_bytes: dict[Kind, Annotated[float, Field(ge=0.0)]]
     weights_digest: str
 

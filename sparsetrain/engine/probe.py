@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from sparsetrain.config.errors import JobError
+from sparsetrain.engine.flow import flow, passes
 from sparsetrain.engine.state import RunState
 
 
@@ -38,8 +37,7 @@ class ModelProbe:
         """See Probe. Raises JobError where nothing flows, as through a layer norm of equal inputs."""
         (batch,) = self._batches(1)
         found = flow(self.state.model, batch[0][:1])
-        # With positive weights and inputs more weight is more flow, unless something subtracts, as a layer norm does.
-        if any(bool((part < 0).any()) for part in found.values()) or not any(part.any() for part in found.values()):
+        if not passes(found):
             raise JobError(
                 "masks.method: synflow finds no flow through this model: a layer norm cancels an input of ones"
             )
@@ -79,29 +77,6 @@ class ModelProbe:
 
     def _mean(self, local: dict[str, Tensor], batches: int) -> dict[str, Tensor]:
         return self.state.world.transport.mean({name: part / batches for name, part in local.items()}, "mask")
-
-
-def flow(model: Any, example: Tensor) -> dict[str, Tensor]:
-    """Return dR/d|w| by parameter name, float64: R is the sum of the model's outputs for an input of ones like
-    `example` with all parameters and buffers replaced by their absolute values, in evaluation mode.
-
-    float64, because R is a product over all layers and leaves the range of float32. Where the input is whole numbers,
-    ones are put in place of what embeddings give.
-    """
-    twin = copy.deepcopy(model).double().eval()
-    with torch.no_grad():
-        for tensor in [*twin.parameters(), *twin.buffers()]:
-            tensor.abs_()
-    if example.is_floating_point():
-        ones = torch.ones_like(example, dtype=torch.float64)
-    else:
-        ones = torch.zeros_like(example)
-        for module in twin.modules():
-            if isinstance(module, nn.Embedding):
-                module.register_forward_hook(lambda module, inputs, output: torch.ones_like(output))
-    named = dict(twin.named_parameters())
-    gradients = torch.autograd.grad(twin(ones).sum(), list(named.values()), allow_unused=True, materialize_grads=True)
-    return dict(zip(named, gradients, strict=True))
 
 
 @contextlib.contextmanager

@@ -16,7 +16,8 @@ from sparsetrain.collective.world import World
 from sparsetrain.config.errors import JobError
 from sparsetrain.config.job import Job
 from sparsetrain.data.sampler import Sampler
-from sparsetrain.engine import checkpoint
+from sparsetrain.engine import checkpoint, operations
+from sparsetrain.engine.operations import Operations
 from sparsetrain.engine.sparse_mean import sparse_mean
 from sparsetrain.engine.update import EveryStep, LocalSteps
 from sparsetrain.gradient.exchange import GradientExchange
@@ -29,7 +30,8 @@ NO_MASKS: dict[str, Any] = {"packed": {}, "epoch": 0, "dormant": {}, "explored":
 
 @dataclasses.dataclass
 class RunState:
-    """The parts of a run and how far it has come: `step` optimizer steps, `wall_s` seconds of training."""
+    """The parts of a run and how far it has come: `step` optimizer steps, `wall_s` seconds of training, `dense_steps`
+    dense training steps that would have taken as many operations."""
 
     job: Job
     world: World
@@ -41,8 +43,10 @@ class RunState:
     exchange: GradientExchange
     update: EveryStep | LocalSteps
     masks: MaskController | None
+    operations: Operations | None = None
     step: int = 0
     wall_s: float = 0.0
+    dense_steps: float = 0.0
 
     @property
     def global_batch(self) -> int:
@@ -111,6 +115,9 @@ def build(job: Job, world: World) -> RunState:
     sampler = Sampler(data.train_size, job.train.batch_size, world.rank, world.size, job.seed)
     state = RunState(job, world, model, data, sampler, parameters, optimizer, exchange, update, masks)
     state.sync_masks()
+    if masks is not None:
+        batch = tuple(part.to(device) for part in data.train_batch(sampler.indices(0)))
+        state.operations = operations.count(model, batch, masks.parameters)
     # Dropout and other draws differ between ranks; weights and masks are drawn above, from the shared seed.
     torch.manual_seed(job.seed * 1_000_003 + world.rank + 1)
     return state
@@ -181,6 +188,7 @@ def save(state: RunState, root: pathlib.Path) -> pathlib.Path:
             "mask_epoch": masks["epoch"],
             "world_size": world.size,
             "wall_s": state.wall_s,
+            "dense_steps": state.dense_steps,
             "sent_bytes": world.transport.meter.sent,
             "weights_digest": state.weights_digest(),
         }
@@ -232,6 +240,7 @@ def _restore(state: RunState, folder: pathlib.Path) -> None:
     # A changed batch moves the border between finished and new samples to a whole number of steps.
     state.step = about.step
     state.wall_s = about.wall_s
+    state.dense_steps = about.dense_steps
     state.world.transport.meter.sent.update(about.sent_bytes)
     if state.weights_digest() != about.weights_digest:
         raise checkpoint.CheckpointError(f"{folder}: weights do not have the digest that state.json names")

@@ -18,6 +18,7 @@ from sparsetrain.config.job import Job
 from sparsetrain.config.load import to_tree
 from sparsetrain.engine import checkpoint
 from sparsetrain.engine.evaluate import evaluate
+from sparsetrain.engine.flow import effective_sparsity
 from sparsetrain.engine.learning_rate import factor_at
 from sparsetrain.engine.probe import ModelProbe
 from sparsetrain.engine.state import RunState, build, restore, save
@@ -128,6 +129,8 @@ class Trainer:
         self._forward_backward()
         masks = state.masks
         due = masks is not None and masks.is_update(state.step + 1)
+        if masks is not None and state.operations is not None:
+            state.dense_steps += state.operations.training(masks.masks, masks.asks_all(state.step + 1))
         if masks is not None and masks.watches(state.step + 1):
             with self.window.span("scores"):
                 # Scores are means of unmasked gradients, so they are taken before anything is masked away.
@@ -232,7 +235,7 @@ class Trainer:
                 "train/lr": state.optimizer.param_groups[0]["lr"],
                 **row,
                 **self.window.figures(state),
-                **_mask_figures(state, report),
+                **_mask_figures(state, report, bool(row)),
                 "memory/peak_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
                 "memory/residual_gib": state.exchange.state_bytes() / 2**30,
                 "job/world_size": self.world.size,
@@ -257,10 +260,23 @@ def _sinks(state: RunState, folder: pathlib.Path, show: Callable[[Row], None]) -
     return sinks
 
 
-def _mask_figures(state: RunState, report: Report | None) -> dict[str, float]:
+def _mask_figures(state: RunState, report: Report | None, evaluated: bool) -> dict[str, float]:
+    """Return what the masks are like. Operations are shares of dense ones; the training's are those since step 0."""
     if state.masks is None:
         return {}
-    figures = {"mask/sparsity": state.masks.masks.sparsity(), "mask/epoch": state.masks.masks.epoch}
+    masks = state.masks.masks
+    figures = {
+        "mask/sparsity": masks.sparsity(),
+        "mask/epoch": masks.epoch,
+        "mask/nonzeros": sum(masks.counts().values()),
+    }
+    if state.operations is not None:
+        figures["mask/forward_operations"] = state.operations.forward(masks)
+        figures["mask/training_operations"] = state.dense_steps / max(1, state.step)
+    if evaluated:
+        example = state.data.train_batch(state.sampler.indices(0))[0][:1].to(state.world.transport.device)
+        effective = effective_sparsity(state.model, example, masks)
+        figures |= {} if effective is None else {"mask/effective_sparsity": effective}
     if report is not None:
         figures |= {
             "mask/sparsity_target": report.target_sparsity,

@@ -61,9 +61,14 @@ def run_on_ray(job: Job, folder: pathlib.Path, progress: Progress) -> dict[str, 
     Raises RunFailed when a rank raised or died, JobError for a user's mistake. All actors are gone afterwards, and
     of an own cluster every process.
     """
+    with ray_cluster(job.cluster):
+        return run_there(job, folder, progress)
+
+
+def run_there(job: Job, folder: pathlib.Path, progress: Progress) -> dict[str, Any]:
+    """Do the same on the cluster that this process is connected to."""
     check = progress.check
     with (
-        ray_cluster(job.cluster),
         placement(job.cluster, check) as group,
         gang(job, group, folder, check) as found,
     ):

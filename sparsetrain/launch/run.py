@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import pathlib
 import sys
+from collections.abc import Callable
 from typing import Any, TextIO
 
 from sparsetrain.config.errors import JobError
@@ -14,8 +16,13 @@ from sparsetrain.config.load import load_job, parse, to_tree
 from sparsetrain.launch.compare import against_jobs, outcome_lines, table, write_report
 from sparsetrain.launch.failure import RunFailed
 from sparsetrain.launch.plan import ray_plan
-from sparsetrain.launch.signals import Stopped, listening
+from sparsetrain.launch.ray_driver import Progress, run_on_ray
+from sparsetrain.launch.show import progress
+from sparsetrain.launch.signals import Stop, Stopped, listening
 from sparsetrain.worker import existing, record
+
+Start = Callable[[Job, pathlib.Path, Progress], dict[str, Any]]
+Shown = Callable[[Job, TextIO, Stop], contextlib.AbstractContextManager[Progress]]
 
 FAILED = 1
 STOPPED = 130
@@ -54,13 +61,13 @@ def run_job(job: Job, options: Options | None = None) -> int:
     """Run the job, after the ones it is compared with, and return the exit code: 0, 1 (failed) or 130 (stopped)."""
     options = options or Options()
     jobs = [*against_jobs(job, options.against), job]
-    _refuse_same(jobs)
+    refuse_same(jobs)
     for each in jobs:
         if not options.fresh:
             existing.finished(each, record.run_folder(each))  # refuse before the first one starts
     ended: list[Ended] = []
     for each in jobs:
-        ended.append(_run_one(each, options))
+        ended.append(run_one(each, options))
         if ended[-1].code:
             break
     _conclude(ended, options)
@@ -81,7 +88,7 @@ def resume_run(name: str, overrides: tuple[str, ...], options: Options) -> int:
 def show_plan(job: Job, options: Options) -> int:
     """Print what would be started and start nothing; the job itself is checked already."""
     jobs = [*against_jobs(job, options.against), job]
-    _refuse_same(jobs)
+    refuse_same(jobs)
     plans = []
     for each in jobs:
         folder = record.run_folder(each)
@@ -119,15 +126,16 @@ def find_folder(name: str) -> pathlib.Path:
     raise JobError(f"{name}: no such run; in runs/: {', '.join(names) or 'none'}{nearest(name, names)}")
 
 
-def _refuse_same(jobs: list[Job]) -> None:
+def refuse_same(jobs: list[Job]) -> None:
+    """Raise JobError where two jobs would have one folder."""
     folders = [record.run_folder(job) for job in jobs]
     for number, folder in enumerate(folders):
         if folder in folders[:number]:
             raise JobError(f"name: {jobs[number].name!r} is the name of two of these runs; give one of them another")
 
 
-def _run_one(job: Job, options: Options) -> Ended:
-    """Run one job to its end, unless it is finished already."""
+def run_one(job: Job, options: Options, start: Start = run_on_ray, shown: Shown = progress) -> Ended:
+    """Run one job to its end, unless it is finished already; `start` runs it, `shown` says where its progress goes."""
     folder = record.run_folder(job)
     stream = sys.stderr if options.as_json else sys.stdout
     if options.fresh and folder.exists():
@@ -137,20 +145,17 @@ def _run_one(job: Job, options: Options) -> Ended:
         print(f"{job.name}: already finished ({folder})", file=stream)
         return Ended(job=job, folder=folder, status="finished", result=existing.status(folder).get("result"))
     with record.held(folder):
-        return _train(job, folder, stream)
+        return _train(job, folder, stream, start, shown)
 
 
-def _train(job: Job, folder: pathlib.Path, stream: TextIO) -> Ended:
-    """Run one job on Ray; failures are printed here, once."""
-    from sparsetrain.launch.ray_driver import run_on_ray
-    from sparsetrain.launch.show import progress
-
+def _train(job: Job, folder: pathlib.Path, stream: TextIO, start: Start, shown: Shown) -> Ended:
+    """Run one job; failures are printed here, once."""
     plan = ray_plan(job)
     record.begin(job, folder, plan.as_dict())
     try:
-        print(plan.line(), file=stream, flush=True)
-        with listening() as stop, progress(job, stream, stop) as shown:
-            result = run_on_ray(job, folder, shown)
+        with listening() as stop, shown(job, stream, stop) as told:
+            told.line(plan.line())
+            result = start(job, folder, told)
     except JobError as error:
         record.end(folder, "failed", str(error))
         raise

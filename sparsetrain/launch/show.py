@@ -20,6 +20,12 @@ def progress(job: Job, stream: TextIO, stop: Stop) -> Iterator[Progress]:
 
 
 @contextlib.contextmanager
+def silent(job: Job, stream: TextIO, stop: Stop) -> Iterator[Progress]:
+    """Yield a progress that shows nothing; the run can be stopped all the same."""
+    yield Progress(line=lambda text: None, row=lambda row: None, check=stop.check)
+
+
+@contextlib.contextmanager
 def _as_lines(stream: TextIO, stop: Stop) -> Iterator[Progress]:
     def line(text: str) -> None:
         print(text, file=stream, flush=True)

@@ -120,6 +120,10 @@ class MaskController:
         """Return whether `observe` wants the gradients of the step that makes `step` finished ones."""
         return self.method.changes and (self.source.watches(step) or self.owed)
 
+    def asks_all(self, step: int) -> bool:
+        """Return whether the step that makes `step` finished ones needs the gradients of all weights."""
+        return self.watches(step) and self.source.dense
+
     @torch.no_grad()
     def observe(self, step: int, gradients: Mapping[str, Tensor]) -> None:
         """Look at a step's local gradients: unscaled, unmasked, averaged over accumulation, before they are exchanged.

@@ -65,22 +65,6 @@ def model_bytes(masks: MaskSet, others: int) -> float:
     return 4.0 * (sum(masks.counts().values()) + others) + bitmap / 8
 
 
-def accuracy_density(accuracy: float, nonzeros: int) -> float:
-    """Return percent of accuracy a million nonzero weights (after Bianco et al. 2018, accuracy density)."""
-    return 100.0 * accuracy / (nonzeros / 1e6)
-
-
-def slack(dense: float, runs: Sequence[tuple[int, float]], loss: float) -> int:
-    """Return the fewest nonzeros among `runs` of (nonzeros, accuracy) that lose at most `loss` against `dense`.
-
-    Raises ValueError when none does.
-    """
-    good = [nonzeros for nonzeros, accuracy in runs if accuracy >= dense - loss - 1e-12]
-    if not good:
-        raise ValueError(f"no run stays within {loss} of {dense}")
-    return min(good)
-
-
 def lottery_density(rounds: int, share: float = 0.2) -> float:
     """Return the density after pruning `share` of the survivors `rounds` times (Frankle and Carbin 2019)."""
     return math.pow(1.0 - share, rounds)

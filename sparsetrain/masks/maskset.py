@@ -40,6 +40,14 @@ class MaskSet:
         """Return the update sets that leave something out, by name: what a gradient exchange has to know."""
         return {name: update for name in self.masks if not bool((update := self.update(name)).all())}
 
+    @functools.cached_property
+    def densities(self) -> dict[str, tuple[float, float]]:
+        """Return the density of the forward set and of the update set of each tensor."""
+        return {
+            name: (float(mask.sum()) / mask.numel(), float(self.update(name).sum()) / mask.numel())
+            for name, mask in self.masks.items()
+        }
+
     def reduced(self) -> MaskSet:
         """Return the same sets, with update sets named only where they differ from the forward set."""
         wider = {name: update for name, update in self.updates.items() if not torch.equal(update, self.masks[name])}

@@ -40,6 +40,7 @@ class Source(abc.ABC):
     """
 
     wire: ClassVar[str]  # bytes that a rank gives for one update, in words, N being the masked weights
+    dense: ClassVar[bool] = True  # whether what it watches are the gradients of all weights
 
     def __init__(
         self, method: Any, updates: list[int], means: Means, layouts: Mapping[str, Layout], span: Span
@@ -114,6 +115,7 @@ class ActiveGradient(MeanGradient):
     """The mean gradient of an update's own step inside the forward set only, zero elsewhere."""
 
     wire = "2 x 4dN (P-1)/P"
+    dense = False
 
     def observe(self, step: int, weights: Tensors, gradients: Tensors, masks: MaskSet) -> None:
         """See Source. Collective."""

@@ -15,15 +15,15 @@ from sparsetrain.config.load import read_yaml, to_tree
 FREE = ("train.steps", "log.", "checkpoint.", "cluster.")
 
 
-def finished(job: Job, folder: pathlib.Path) -> bool:
+def finished(job: Job, folder: pathlib.Path, advice: str | None = None) -> bool:
     """Return whether the folder holds a finished run of this job with at least as many steps.
 
-    Raises JobError when it holds another job, or one that the job says not to resume.
+    Raises JobError, with advice, when it holds another job, or one that the job says not to resume.
     """
     kept = stored_tree(folder)
     if kept is None:
         return False
-    advice = f"give a new name (name={next_name(folder)}) or --fresh"
+    advice = advice or f"give a new name (name={next_name(folder)}) or --fresh"
     difference = first_difference(kept, to_tree(job))
     if difference and not trained(folder):
         return False

@@ -12,7 +12,8 @@ from sparsetrain.collective.world import World
 from sparsetrain.config.component import adapter
 from sparsetrain.config.errors import JobError
 from sparsetrain.config.job import Masks
-from sparsetrain.engine.probe import ModelProbe, flow
+from sparsetrain.engine.flow import flow
+from sparsetrain.engine.probe import ModelProbe
 from sparsetrain.engine.state import build
 from sparsetrain.engine.trainer import Trainer
 from sparsetrain.masks.controller import MaskController

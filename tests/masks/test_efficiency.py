@@ -6,12 +6,10 @@ from test_distribution import nothing, resnet50
 
 from sparsetrain.masks.distribution import ERK, Uniform
 from sparsetrain.masks.efficiency import (
-    accuracy_density,
     effective,
     forward_flops,
     lottery_density,
     model_bytes,
-    slack,
     train_flops_ratio,
 )
 from sparsetrain.masks.maskset import MaskSet
@@ -59,13 +57,6 @@ def test_weights_on_dead_paths_do_not_count():
     assert found[1].tolist() == [[True, False, False]]
     with pytest.raises(ValueError, match="3 outputs meet 2 inputs"):
         effective([first, torch.ones(1, 2, dtype=torch.bool)])
-
-
-def test_accuracy_beside_parameters():
-    assert accuracy_density(0.75, 2_000_000) == 37.5
-    assert slack(0.90, [(100, 0.90), (50, 0.895), (20, 0.85)], 0.01) == 50
-    with pytest.raises(ValueError, match="no run stays"):
-        slack(0.90, [(20, 0.85)], 0.01)
 
 
 @pytest.mark.parametrize(("rounds", "density"), [(5, 0.3277), (10, 0.1074), (11, 0.0859), (20, 0.0115)])
