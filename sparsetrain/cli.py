@@ -76,6 +76,19 @@ def config_schema() -> None:
     click.echo(json.dumps(schema(), indent=2))
 
 
+@config.command("plot")
+@click.argument("source", metavar="JOB")
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option("--out", default=None, metavar="FILE", help="A name that ends in .png, .svg or .pdf; default: NAME.png.")
+@click.option("--json", "as_json", is_flag=True, help="Print the curves on standard output and draw nothing.")
+def config_plot(source: str, overrides: tuple[str, ...], out: str | None, as_json: bool) -> None:
+    """Draw what JOB follows: sparsity of the masks, density of the exchange, learning rate, at each step."""
+    from sparsetrain.config.load import load_job
+    from sparsetrain.launch.preview import plot_job
+
+    click.echo(plot_job(load_job(source, overrides), out, as_json))
+
+
 @cli.command("list")
 @click.argument("kind", required=False)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document on standard output.")

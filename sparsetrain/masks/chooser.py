@@ -5,20 +5,19 @@ from __future__ import annotations
 import dataclasses
 import fnmatch
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from sparsetrain import registry
 from sparsetrain.config.check import check_masks
-from sparsetrain.config.component import adapter
 from sparsetrain.config.errors import JobError
 from sparsetrain.config.job import Masks
 from sparsetrain.masks.generator import generator_for
 from sparsetrain.masks.maskset import MaskSet
 from sparsetrain.masks.methods.base import Moment
-from sparsetrain.masks.schedule import MaskSchedule, Span
+from sparsetrain.masks.schedule import Span
+from sparsetrain.masks.timing import timing
 
 
 class Chooser:
@@ -33,10 +32,9 @@ class Chooser:
         self.config = config
         self.seed = seed
         self.everything = parameters
-        self.method = config.method.build()
+        self.method, self.schedule = timing(config, span)
         self.distribution = config.distribution.build()
         self.structure = config.structure.build()
-        self.schedule = self._schedule(span)
         check_masks(config)
         names = chosen(maskable, list(parameters), config.exclude)
         self.parameters = {name: parameters[name] for name in names}
@@ -46,16 +44,6 @@ class Chooser:
         for pattern in config.rules:
             if not fnmatch.filter(names, pattern):
                 raise JobError(f"masks.rules: {pattern} names no masked tensor{_among(pattern, names)}")
-
-    def _schedule(self, span: Span) -> MaskSchedule:
-        component = self.config.schedule
-        try:
-            if component is not None:
-                return component.build(span)
-            cls: Any = registry.load("mask_schedule", self.method.schedule)
-            return cls(adapter(cls.Config).validate_python({}), span)
-        except ValueError as error:
-            raise JobError(str(error)) from error
 
     def _rule(self, name: str) -> float | None:
         """Return the sparsity that the job's rules give a tensor; the first pattern that matches counts."""
