@@ -11,6 +11,7 @@ import dataclasses
 import difflib
 import importlib
 import inspect
+import re
 
 KINDS: dict[str, dict[str, str]] = {
     "model": {
@@ -162,5 +163,6 @@ def load(kind: str, name: str) -> type:
 
 
 def summary(kind: str, name: str) -> str:
-    """Return the first line of a registered class's docstring."""
-    return (inspect.getdoc(load(kind, name)) or "").split("\n")[0]
+    """Return the first sentence of a registered class's docstring."""
+    first = " ".join((inspect.getdoc(load(kind, name)) or "").split("\n\n")[0].split())
+    return re.split(r"(?<=\w\w\.|\w\)\.)(?<! al\.)\s", first)[0]

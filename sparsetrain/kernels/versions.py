@@ -13,8 +13,10 @@ import logging
 import os
 import threading
 
+from sparsetrain.config.errors import JobError
 from sparsetrain.kernels.native.build import BuildError, build_and_load
 from sparsetrain.kernels.native.library import Library
+from sparsetrain.registry import nearest
 
 VARIABLE = "SPARSETRAIN_KERNELS"
 CHOICES = ("auto", "native", "reference")
@@ -24,7 +26,7 @@ FIRST = threading.Lock()  # two threads at their first kernel must not build or 
 def native() -> Library | None:
     """Return the compiled library, None where the reference serves.
 
-    Raises ValueError for an unknown choice, RuntimeError where `native` is asked for and cannot be had.
+    Raises JobError for an unknown choice, and where `native` is asked for and cannot be had.
     """
     with FIRST:
         return _choice()[0]
@@ -45,7 +47,7 @@ def triton() -> bool:
 def _wanted() -> str:
     wanted = os.environ.get(VARIABLE) or "auto"
     if wanted not in CHOICES:
-        raise ValueError(f"{VARIABLE}={wanted}: must be one of {', '.join(CHOICES)}")
+        raise JobError(f"{VARIABLE}={wanted}: must be one of {', '.join(CHOICES)}{nearest(wanted, list(CHOICES))}")
     return wanted
 
 
@@ -58,7 +60,7 @@ def _choice() -> tuple[Library | None, str]:
         library, built = build_and_load(os.environ)
     except BuildError as error:
         if wanted == "native":
-            raise RuntimeError(f"{VARIABLE}=native: {error}") from None
+            raise JobError(f"{VARIABLE}=native: {error}") from None
         logging.getLogger(__name__).warning("no native kernels, the reference serves: %s", error)
         return None, f"reference ({error})"
     return library, f"native, {built}"

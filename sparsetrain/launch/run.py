@@ -26,6 +26,7 @@ Shown = Callable[[Job, TextIO, Stop], contextlib.AbstractContextManager[Progress
 
 FAILED = 1
 STOPPED = 130
+SHOWN = 20  # names of runs in an error
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -123,7 +124,8 @@ def find_folder(name: str) -> pathlib.Path:
         if (folder / "job.yaml").is_file():
             return folder.absolute()
     names = sorted(path.parent.name for path in runs.glob("*/job.yaml"))
-    raise JobError(f"{name}: no such run; in runs/: {', '.join(names) or 'none'}{nearest(name, names)}")
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    raise JobError(f"{name}: no such run; in runs/: {', '.join(names[:SHOWN]) or 'none'}{more}{nearest(name, names)}")
 
 
 def refuse_same(jobs: list[Job]) -> None:

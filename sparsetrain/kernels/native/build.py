@@ -75,7 +75,10 @@ def _load(command: Sequence[str], path: pathlib.Path, env: Mapping[str, str]) ->
 
 
 def _compiler(env: Mapping[str, str]) -> list[str]:
-    wanted = [shlex.split(env["CXX"])] if env.get("CXX", "").strip() else [[name] for name in COMPILERS]
+    try:
+        wanted = [shlex.split(env["CXX"])] if env.get("CXX", "").strip() else [[name] for name in COMPILERS]
+    except ValueError as error:
+        raise BuildError(f"CXX: {error} (given {env['CXX']})") from None
     for name, *arguments in wanted:
         if path := shutil.which(name, path=env.get("PATH", "")):
             return [path, *arguments]
