@@ -235,6 +235,7 @@ class GradientExchange:
     def set_masks(self, masks: Mapping[str, Tensor], epoch: int) -> None:
         """Adopt the update sets of a mask epoch; tensors that are not named are active as a whole. State lives on only
         where a coordinate stays active. An epoch that leaves all update sets as they are costs nothing."""
+        self.small.set_masks(masks)
         if any([channel.set_masks(masks) for channel in self.channels]):
             self.collective.forget()
         self.epoch = epoch

@@ -29,11 +29,25 @@ class Small:
         self.mean = torch.zeros_like(self.flat)
         self.rest = torch.zeros_like(self.flat)
         self.state: dict[str, Tensor] = {}
+        self.update: Tensor | None = None  # bool, what is inside the update sets; None: everything
         self.packed = Packed(Packed.Config())
 
     def take(self, gradients: Mapping[str, Tensor], factor: float) -> None:
         """Make the message's content: the gradients times `factor`, and what earlier messages lost."""
         self.bucket.flatten(gradients, self.flat).mul_(factor).add_(self.rest)
+        if self.update is not None:
+            self.flat = torch.where(self.update, self.flat, 0.0)
+
+    def set_masks(self, masks: Mapping[str, Tensor]) -> None:
+        """Adopt the update sets: outside them zeros travel, and nothing is kept."""
+        self.update = None
+        active = self.bucket.active(masks)
+        if active is None:
+            return
+        self.update = torch.zeros_like(self.flat, dtype=torch.bool).index_fill_(0, active.to(self.flat.device), True)
+        self.rest = torch.where(self.update, self.rest, 0.0)
+        for field, flat in self.state.items():
+            self.state[field] = torch.where(self.update, flat, 0.0)
 
     def exchange(self, epoch: int, number: int, codec: Codec, world: World) -> Outcome:
         """Leave the mean over ranks in `mean`; `number` tells the bucket from others. Collective."""

@@ -27,7 +27,7 @@ def gradients(rank: int, step: int, integer: bool = False) -> dict[str, torch.Te
 
 def masks(epoch: int, density: float = 0.3) -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(epoch)
-    return {name: torch.rand(SHAPES[name], generator=generator) < density for name in ("a.weight", "b.weight")}
+    return {name: torch.rand(SHAPES[name], generator=generator) < density for name in ("a.weight", "b.weight", "b.bias")}
 
 
 def run(world: World, options: dict, steps: int = 4, masked: bool = False, integer: bool = False) -> list[dict]:
@@ -180,7 +180,7 @@ def test_bytes_follow_the_formulas():
         return world.transport.meter.sent["gradient"]
 
     size, small = 4, 40 + 20 + 60
-    active = [int(mask.sum()) for mask in masks(0).values()]
+    active = [int(mask.sum()) for name, mask in masks(0).items() if name.endswith("weight")]
     peers = size - 1
     ring = 2 * peers / size
     cases = {
