@@ -92,6 +92,8 @@ KINDS: dict[str, dict[str, str]] = {
         "block": "sparsetrain.masks.structures.block:Block",
         "row": "sparsetrain.masks.structures.row:Row",
         "fan_in": "sparsetrain.masks.structures.fan_in:FanIn",
+        "neuron": "sparsetrain.masks.structures.coupled:Neuron",
+        "head": "sparsetrain.masks.structures.coupled:Head",
     },
     "mask_schedule": {
         "constant": "sparsetrain.masks.schedules.constant:Constant",

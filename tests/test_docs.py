@@ -6,12 +6,15 @@ import shutil
 import sys
 
 import pytest
+import torch
 import yaml
 from commands import Desk
 
 from sparsetrain import registry
+from sparsetrain.collective.world import World
 from sparsetrain.config.errors import JobError
 from sparsetrain.config.load import load_job, parse
+from sparsetrain.engine.state import build
 
 TEXT = (pathlib.Path(__file__).parent.parent / "docs/bring-your-own.md").read_text()
 
@@ -59,3 +62,13 @@ def test_the_masks_of_the_page_are_a_job():
     (block,) = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
     masks = parse({"name": "x", "optimizer": "sgd", **yaml.safe_load(block)}).masks
     assert masks.structure.config.rows == 32 and masks.rules == {"*qkv*": 0.8}
+
+
+def test_the_couplings_of_the_page_are_removable_units(tmp_path, monkeypatch):
+    (tmp_path / "mine.py").write_text(block("python"))
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "mine", raising=False)
+    job = parse({**yaml.safe_load(block("yaml")), "masks": {"method": "set", "structure": "neuron", "sparsity": 0.75}})
+    masks = build(job, World()).masks
+    kept = masks.masks.masks["out.weight"].any(0)
+    assert int(kept.sum()) == 8 and torch.all(masks.masks.masks["embed.weight"] == kept)

@@ -51,6 +51,14 @@ def check_masks(masks: Masks) -> None:
     allowed = getattr(method, "structures", ())
     if allowed and masks.structure.name not in allowed:
         raise JobError(f"masks.structure: {masks.structure.name} with {name}; allowed: {', '.join(allowed)}")
+    if structure.couples and getattr(method, "needs_masked_gradients", False):
+        loaded = {each: registry.load("mask_method", each) for each in registry.names("mask_method")}
+        unfit = ("needs_masked_gradients", "structures")
+        others = [each for each, cls in loaded.items() if not any(getattr(cls, field) for field in unfit)]
+        raise JobError(
+            f"masks.method: {name} lives on gradients of masked weights, and with {masks.structure.name} all of a "
+            f"removed unit's are zero; allowed: {', '.join(others)}"
+        )
     if distribution == "global" and not getattr(method, "ranks_globally", False):
         raise JobError(
             f"masks.distribution: global compares scores across layers, and {name} has none to compare; "

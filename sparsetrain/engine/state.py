@@ -97,6 +97,7 @@ def build(job: Job, world: World) -> RunState:
             job.masks,
             parameters,
             maskable=maskable(model, parameters),
+            couplings=model.couplings() if hasattr(model, "couplings") else (),
             seed=job.seed,
             steps=job.train.steps,
             gather=lambda data: transport.gather_bytes(data, "mask"),
@@ -231,7 +232,7 @@ def _restore(state: RunState, folder: pathlib.Path) -> None:
         saved = (checkpoint.read_saved(folder, f"residual.rank{r:05d}.safetensors") for r in range(ranks))
         kept = _mean(list(saved))
     _check_kept(state, kept, folder)
-    state.exchange.load_state(kept)
+    state.exchange.load_state({name: tensor for name, tensor in kept.items() if not name.startswith(SCORES)})
     if state.masks is not None:
         state.masks.load_rank_state(_under(kept, SCORES))
     if ranks == state.world.size:

@@ -280,6 +280,7 @@ def _mask_figures(state: RunState, report: Report | None, evaluated: bool) -> di
     if report is not None:
         figures |= {
             "mask/sparsity_target": report.target_sparsity,
+            "mask/unit_sparsity": report.unit_sparsity,
             "mask/dropped": report.dropped,
             "mask/grown": report.grown,
             "mask/churn": report.churn,

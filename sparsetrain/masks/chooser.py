@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import fnmatch
+import math
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -11,23 +12,33 @@ from torch import Tensor, nn
 
 from sparsetrain import registry
 from sparsetrain.config.check import check_masks
+from sparsetrain.config.coupling import Coupling
 from sparsetrain.config.errors import JobError
 from sparsetrain.config.job import Masks
+from sparsetrain.masks.coupled import Coupled, declared
 from sparsetrain.masks.generator import generator_for
 from sparsetrain.masks.maskset import MaskSet
 from sparsetrain.masks.methods.base import Moment
 from sparsetrain.masks.schedule import Span
 from sparsetrain.masks.timing import timing
+from sparsetrain.masks.view import Single, View
 
 
 class Chooser:
     """Proposes masks; a pure function of its arguments, the same on all ranks.
 
-    `parameters` are those that are masked, `everything` is the model's.
+    `parameters` are those that are masked, `everything` is the model's; methods choose by what `view` makes of them,
+    and `shapes`, `layouts` and `rules` are of its subjects.
     """
 
     def __init__(
-        self, config: Masks, parameters: Mapping[str, nn.Parameter], maskable: Sequence[str], seed: int, span: Span
+        self,
+        config: Masks,
+        parameters: Mapping[str, nn.Parameter],
+        maskable: Sequence[str],
+        couplings: Sequence[Coupling],
+        seed: int,
+        span: Span,
     ) -> None:
         self.config = config
         self.seed = seed
@@ -36,14 +47,25 @@ class Chooser:
         self.distribution = config.distribution.build()
         self.structure = config.structure.build()
         check_masks(config)
-        names = chosen(maskable, list(parameters), config.exclude)
-        self.parameters = {name: parameters[name] for name in names}
-        self.shapes = {name: tuple(parameter.shape) for name, parameter in self.parameters.items()}
-        self.layouts = {name: self.structure.layout(name, shape) for name, shape in self.shapes.items()}
+        self.view = self._view(maskable, couplings)
+        self.parameters = {name: parameters[name] for name in self.view.parameters}
+        self.layouts = self.view.layouts
+        self.shapes = {name: layout.shape for name, layout in self.layouts.items()}
+        names = list(self.shapes)
         self.rules = {name: rule for name in names if (rule := self._rule(name)) is not None}
         for pattern in config.rules:
             if not fnmatch.filter(names, pattern):
                 raise JobError(f"masks.rules: {pattern} names no masked tensor{_among(pattern, names)}")
+
+    def _view(self, maskable: Sequence[str], couplings: Sequence[Coupling]) -> View:
+        """Return how methods see the model: the couplings of the structure's kind, or `maskable` one by one."""
+        kind, exclude = self.structure.couples, self.config.exclude
+        if kind:
+            found = {each.name: each for each in declared(couplings, kind, self.config.structure.name)}
+            kept = chosen(list(found), list(found), exclude)
+            return Coupled(self.structure, [found[name] for name in kept], self.everything)
+        names = chosen(maskable, list(self.everything), exclude)
+        return Single(self.structure, {name: tuple(self.everything[name].shape) for name in names})
 
     def _rule(self, name: str) -> float | None:
         """Return the sparsity that the job's rules give a tensor; the first pattern that matches counts."""
@@ -53,7 +75,7 @@ class Chooser:
         """Return the masks of epoch 0. Raises JobError when not one weight would be left."""
         masks = {name: torch.ones_like(p, dtype=torch.bool) for name, p in self.parameters.items()}
         weights = {name: parameter.detach() for name, parameter in self.parameters.items()}
-        total = sum(mask.numel() for mask in masks.values())
+        total = sum(math.prod(shape) for shape in self.shapes.values())
         target = 0.0 if self.method.starts_dense else self.config.sparsity
         moments = self._moments(MaskSet(masks, -1), weights, {}, target, 0.0)
         if not any(moment.count for moment in moments.values()) or not round((1.0 - self.config.sparsity) * total):
@@ -76,7 +98,7 @@ class Chooser:
 
     def _sets(self, forward: dict[str, Tensor], moments: Mapping[str, Moment], epoch: int) -> MaskSet:
         updates = {name: self.method.update_set(moments[name], mask) for name, mask in forward.items()}
-        return MaskSet(forward, epoch, updates).reduced()
+        return MaskSet(self.view.scatter(forward), epoch, self.view.scatter(updates)).reduced()
 
     def _moments(
         self,
@@ -86,18 +108,19 @@ class Chooser:
         target: float,
         progress: float,
     ) -> dict[str, Moment]:
+        weights, signal, forward = self.view.gather(weights), self.view.gather(signal), self.view.masks(masks.masks)
         draft = {
             name: Moment(
                 weight=weights[name],
-                mask=masks.masks[name],
-                layout=self.layouts[name],
+                mask=forward[name],
+                layout=layout,
                 count=0,
                 update_count=0,
                 progress=progress,
                 generator=generator_for(self.seed, name, masks.epoch + 1),
                 signal=signal.get(name),
             )
-            for name in self.parameters
+            for name, layout in self.layouts.items()
         }
         counts = self.counts(target, draft)
         wider = self.method.update_sparsity(target)
@@ -108,10 +131,13 @@ class Chooser:
         }
 
     def counts(self, target: float, moments: Mapping[str, Moment]) -> dict[str, int]:
-        """Return the active weights of each tensor at a target sparsity: rules first, the distribution for the rest."""
+        """Return the active weights of each tensor at a target sparsity: rules first, the distribution for the rest.
+
+        Of couplings all keep at least one unit.
+        """
         final = self.config.sparsity
         if target == 0.0:
-            return {name: parameter.numel() for name, parameter in self.parameters.items()}
+            return {name: math.prod(shape) for name, shape in self.shapes.items()}
         rest = {name: shape for name, shape in self.shapes.items() if name not in self.rules}
 
         def ranked() -> dict[str, tuple[Tensor, int]]:
@@ -121,8 +147,9 @@ class Chooser:
         for name, rule in self.rules.items():
             # On a ramp a tensor with a rule of its own climbs in step with the others.
             share = rule * (target / final if final else 0.0)
-            counts[name] = round((1.0 - share) * self.parameters[name].numel())
-        return {name: layout.whole(counts[name]) for name, layout in self.layouts.items()}
+            counts[name] = round((1.0 - share) * math.prod(self.shapes[name]))
+        least = {name: layout.size if self.view.at_least_one_unit else 0 for name, layout in self.layouts.items()}
+        return {name: max(least[name], layout.whole(counts[name])) for name, layout in self.layouts.items()}
 
     def _unit_scores(self, moment: Moment) -> tuple[Tensor, int]:
         scores, among = moment.layout.pool(self.method.saliency(moment)), self.method.candidates(moment)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sparsetrain.config.coupling import Coupling
 from sparsetrain.config.job import Masks
 from sparsetrain.config.load import checked
 from sparsetrain.masks import transition
@@ -25,7 +26,8 @@ from sparsetrain.masks.sources import Mean, Means, SparseMean
 @dataclasses.dataclass(frozen=True)
 class Report:
     """One mask update: epoch reached, weights dropped from and grown into the forward set, grown / active, sparsity
-    aimed at and had, share of the weights that have ever been active (ITOP's R_s)."""
+    aimed at and had, share of the structure's units that is out, share of the weights that have ever been active
+    (ITOP's R_s). Couplings that share weights leave fewer of them than of units."""
 
     epoch: int
     dropped: int
@@ -33,6 +35,7 @@ class Report:
     churn: float
     sparsity: float
     target_sparsity: float
+    unit_sparsity: float
     explored: float
     old: MaskSet
     new: MaskSet
@@ -41,10 +44,11 @@ class Report:
 class MaskController:
     """Chooses, applies and changes the masks of a model; knows no transport, only the callables it is given.
 
-    `parameters` are all of the model's, in model order; `maskable` names those that may be masked. `gather` returns
-    all ranks' bytes in rank order, `mean` the means over ranks of named tensors, `sparse_mean` those of the places
-    that some rank asks for; all are collective, and without them this is the only rank. With equal arguments every
-    rank holds equal masks. `fresh` is False when the weights are pretrained.
+    `parameters` are all of the model's, in model order; `maskable` names those that may be masked one by one,
+    `couplings` say what goes together where the structure removes neurons or heads. `gather` returns all ranks' bytes
+    in rank order, `mean` the means over ranks of named tensors, `sparse_mean` those of the places that some rank asks
+    for; all are collective, and without them this is the only rank. With equal arguments every rank holds equal masks.
+    `fresh` is False when the weights are pretrained.
     """
 
     def __init__(
@@ -53,6 +57,7 @@ class MaskController:
         parameters: Mapping[str, nn.Parameter],
         *,
         maskable: Sequence[str],
+        couplings: Sequence[Coupling] = (),
         seed: int,
         steps: int,
         gather: Gather | None = None,
@@ -63,7 +68,7 @@ class MaskController:
         self.config = config = checked(config)
         self.gather = gather or (lambda data: [data])
         self.span = Span(steps, config.begin, config.end, config.every)
-        self.chooser = Chooser(config, parameters, maskable, seed, self.span)
+        self.chooser = Chooser(config, parameters, maskable, couplings, seed, self.span)
         self.method, self.schedule = self.chooser.method, self.chooser.schedule
         self.parameters = self.chooser.parameters
         updates = self.schedule.updates() if self.method.changes else []
@@ -160,7 +165,9 @@ class MaskController:
 
     def _commit(self, new: MaskSet, target: float, optimizer: torch.optim.Optimizer | None) -> Report:
         old, self.masks = self.masks, new
+        fresh = self.chooser.view.fresh(old, new, self.parameters, self.chooser.seed)
         transition.apply(old, new, self.parameters, optimizer, self.dormant)
+        transition.begin(self.parameters, fresh)
         if self.method.forgets(old.sparsity(), new.sparsity()):
             transition.forget(optimizer)
         dropped = sum(int((old.masks[name] & ~mask).sum()) for name, mask in new.masks.items())
@@ -170,7 +177,9 @@ class MaskController:
         self.explored = Explored(new) if old.sparsity() == 0.0 else self.explored
         self.explored.add(new)
         explored = self.explored.fraction()
-        return Report(new.epoch, dropped, grown, churn, new.sparsity(), target, explored, old, new)
+        kept, units = self.chooser.view.units(new.masks)
+        out = 1.0 - kept / units
+        return Report(new.epoch, dropped, grown, churn, new.sparsity(), target, out, explored, old, new)
 
     def check(self, step: int) -> None:
         """Compare all ranks' masks and weights every `agreement_every` steps; differences raise Disagreement, or are
@@ -263,11 +272,10 @@ class MaskController:
 
     @torch.no_grad()
     def _rescale(self) -> None:
-        """Divide masked weights by sqrt(density): a sparse layer's outputs begin with a dense one's variance."""
-        for name, parameter in self.parameters.items():
-            density = self.masks.counts()[name] / parameter.numel()
+        """Divide weights by sqrt(density of their inputs): outputs begin with a dense layer's variance."""
+        for name, density in self.chooser.view.inputs(self.masks.masks).items():
             if density > 0:
-                parameter.div_(density**0.5)
+                self.parameters[name].div_(density**0.5)
 
 
 def _alone(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -46,6 +46,13 @@ def apply(
 
 
 @torch.no_grad()
+def begin(parameters: Mapping[str, nn.Parameter], fresh: Mapping[str, tuple[Tensor, Tensor]]) -> None:
+    """Give grown weights that do not begin at 0 their values; `fresh` holds (places, values) by name."""
+    for name, (places, values) in fresh.items():
+        parameters[name].copy_(torch.where(places, values, parameters[name]))
+
+
+@torch.no_grad()
 def forget(optimizer: torch.optim.Optimizer | None) -> None:
     """Set the first moments of all parameters to zero."""
     for parameter, state in optimizer.state.items() if optimizer is not None else ():

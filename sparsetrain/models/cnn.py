@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sparsetrain.config.coupling import Coupling, Slice
 from sparsetrain.config.numbers import Positive
 from sparsetrain.models.classifier import Classifier
 
@@ -33,6 +35,23 @@ class CNN(Classifier):
     def maskable(self) -> list[str]:
         """Return all weight tensors but the first convolution's, which has few weights and feeds everything."""
         return ["second.weight", "hidden.weight", "output.weight"]
+
+    def couplings(self) -> list[Coupling]:
+        """Return the filters of both convolutions and the hidden neurons, each with bias and the columns behind it.
+
+        A filter of the second convolution is 49 columns of the hidden layer, the pixels of its channel.
+        """
+        chain = ("first", "second", "hidden", "output")
+        return [
+            Coupling(
+                name=name,
+                kind="neuron",
+                units=len(self.get_parameter(f"{name}.bias")),
+                makes=(Slice(f"{name}.weight"), Slice(f"{name}.bias")),
+                reads=(Slice(f"{behind}.weight", axis=1),),
+            )
+            for name, behind in itertools.pairwise(chain)
+        ]
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.max_pool2d(self.first(x).relu(), 2)

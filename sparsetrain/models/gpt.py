@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sparsetrain.config.coupling import Coupling, Slice
 from sparsetrain.config.numbers import BelowOne, Positive
 
 
@@ -79,6 +80,31 @@ class GPT(nn.Module):
     def maskable(self) -> list[str]:
         """Return the names of the block matrices; embeddings, the tied head and norms stay dense."""
         return [name for name, p in self.named_parameters() if p.ndim == 2 and name.startswith("blocks.")]
+
+    def couplings(self) -> list[Coupling]:
+        """Return the attention heads and the MLP neurons of each block.
+
+        A head is its rows of q, k and v, which lie one after the other in `qkv`, and its columns of `project`.
+        """
+        found = []
+        for n in range(self.config.layers):
+            block = f"blocks.{n}"
+            heads = Coupling(
+                name=f"{block}.attention",
+                kind="head",
+                units=self.config.heads,
+                makes=(Slice(f"{block}.qkv.weight", parts=3), Slice(f"{block}.qkv.bias", parts=3)),
+                reads=(Slice(f"{block}.project.weight", axis=1),),
+            )
+            neurons = Coupling(
+                name=f"{block}.mlp",
+                kind="neuron",
+                units=4 * self.config.width,
+                makes=(Slice(f"{block}.expand.weight"), Slice(f"{block}.expand.bias")),
+                reads=(Slice(f"{block}.contract.weight", axis=1),),
+            )
+            found += [heads, neurons]
+        return found
 
     def forward(self, x: Tensor) -> Tensor:
         """Return logits [B, T, vocabulary]."""

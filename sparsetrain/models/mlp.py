@@ -7,6 +7,7 @@ import itertools
 
 from torch import Tensor, nn
 
+from sparsetrain.config.coupling import Coupling, Slice
 from sparsetrain.config.numbers import Positive
 from sparsetrain.models.classifier import Classifier
 
@@ -24,12 +25,25 @@ class MLP(Classifier):
 
     def __init__(self, config: Config) -> None:
         super().__init__()
-        widths = (config.inputs, *config.hidden, config.classes)
-        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in itertools.pairwise(widths))
+        self.widths = (config.inputs, *config.hidden, config.classes)
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in itertools.pairwise(self.widths))
 
     def maskable(self) -> list[str]:
         """Return the names of all weight matrices."""
         return [name for name, parameter in self.named_parameters() if parameter.ndim == 2]
+
+    def couplings(self) -> list[Coupling]:
+        """Return the hidden neurons of each layer: rows, bias, and the next layer's columns."""
+        return [
+            Coupling(
+                name=f"layers.{n}",
+                kind="neuron",
+                units=units,
+                makes=(Slice(f"layers.{n}.weight"), Slice(f"layers.{n}.bias")),
+                reads=(Slice(f"layers.{n + 1}.weight", axis=1),),
+            )
+            for n, units in enumerate(self.widths[1:-1])
+        ]
 
     def forward(self, x: Tensor) -> Tensor:
         x = x.flatten(1)

@@ -47,7 +47,18 @@ class Killed(BaseException):
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 @pytest.mark.parametrize("method", METHODS)
 def test_any_method_resumes_bit_for_bit_one_step_after_an_update(tmp_path, method, optimizer):
-    settings = (*options(method), f"optimizer.name={optimizer}", "exchange.every=1", "checkpoint.every=1")
+    check_resume(tmp_path, (*options(method), f"optimizer.name={optimizer}"))
+
+
+@pytest.mark.parametrize("method", ["set", "acdc", "movement"])
+@pytest.mark.parametrize("structure", ["neuron", "head"])
+def test_coupled_units_resume_bit_for_bit_one_step_after_an_update(tmp_path, structure, method):
+    check_resume(tmp_path, (*options(method), f"masks.structure={structure}", "masks.sparsity=0.5"))
+
+
+def check_resume(tmp_path: pathlib.Path, settings: tuple[str, ...]) -> None:
+    """A run that is killed after step 5 and resumed ends as the one that is not."""
+    settings = (*settings, "exchange.every=1", "checkpoint.every=1")
     train(job(*settings), World(), tmp_path / "a", quiet)
     trainer = Trainer(build(job(*settings), World()), tmp_path / "b", quiet)
     forward = trainer._forward_backward
@@ -68,42 +79,65 @@ def test_any_method_resumes_bit_for_bit_one_step_after_an_update(tmp_path, metho
         assert torch.equal(tensor, two[key]), key
 
 
-def kept_inside(world: World, method: str) -> str:
+def kept_inside(world: World, method: str, structure: str) -> str:
     """Train on this rank and check after each step that nothing lives outside the update set."""
-    settings = (*options(method), "exchange.density=0.2", "optimizer.momentum=0.9")
+    settings = (
+        *options(method),
+        f"masks.structure={structure}",
+        "masks.sparsity=0.5",
+        "exchange.density=0.2",
+        "optimizer.momentum=0.9",
+    )
     trainer = Trainer(build(job(*settings), world), pathlib.Path("unused"), quiet)
     state = trainer.state
     while state.step < 9:
         trainer.train_step()
-        active = sum(int(state.masks.masks.update(name).sum()) for name in state.masks.parameters)
-        residual = state.exchange.state()
-        held = sum(residual[f"residual/{name}"].numel() for name in state.masks.parameters)
-        assert held == active
+        kept = state.exchange.state()
         for name, parameter in state.masks.parameters.items():
             outside = ~state.masks.masks.update(name)
+            if f"residual/{name}" in kept:
+                assert kept[f"residual/{name}"].numel() == int((~outside).sum())
+            else:
+                assert torch.all(kept[f"rest/{name}"].view(outside.shape)[outside] == 0)
             assert torch.all(parameter[outside] == 0)
             assert torch.all(state.optimizer.state[parameter]["momentum_buffer"][outside] == 0)
     return state.weights_digest()
 
 
 @pytest.mark.timeout(120)
-@pytest.mark.parametrize("method", ["topkast", "rigl", "acdc", "movement"])
-def test_residuals_live_in_the_update_set_and_ranks_stay_equal(method):
-    found = gloo_ranks(2, functools.partial(kept_inside, method=method))
+@pytest.mark.parametrize(
+    ("method", "structure"),
+    [
+        *((method, "unstructured") for method in ("topkast", "rigl", "acdc", "movement")),
+        ("set", "neuron"),
+        ("acdc", "head"),
+    ],
+)
+def test_residuals_live_in_the_update_set_and_ranks_stay_equal(method, structure):
+    found = gloo_ranks(2, functools.partial(kept_inside, method=method, structure=structure))
     assert found[0] == found[1]
 
 
-def digest(world: World, method: str, regime: str) -> str:
-    settings = (*options(method), f"exchange.regime={regime}", "exchange.values=fp32", "optimizer.momentum=0.9")
+def digest(world: World, method: str, structure: str, regime: str) -> str:
+    settings = (
+        *options(method),
+        f"masks.structure={structure}",
+        f"exchange.regime={regime}",
+        "exchange.values=fp32",
+        "optimizer.momentum=0.9",
+    )
     return train(job(*settings), world, pathlib.Path(f"{regime}-{method}"), quiet)["weights_digest"]
 
 
 @pytest.mark.timeout(120)
-@pytest.mark.parametrize("method", ["topkast", "rigl"])
-def test_packed_gives_the_bits_of_masked_dense_on_two_ranks_across_updates(method, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("method", "structure"), [("topkast", "unstructured"), ("rigl", "unstructured"), ("set", "neuron")]
+)
+def test_packed_gives_the_bits_of_masked_dense_on_two_ranks_across_updates(method, structure, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     packed, dense = (
-        gloo_ranks(2, functools.partial(digest, method=method, regime=regime)) for regime in ("packed", "dense")
+        gloo_ranks(2, functools.partial(digest, method=method, structure=structure, regime=regime))
+        for regime in ("packed", "dense")
     )
     assert packed == dense
 

@@ -11,6 +11,7 @@ from sparsetrain import registry
 from sparsetrain.collective.simulated import Simulation
 from sparsetrain.collective.world import World
 from sparsetrain.config.component import adapter
+from sparsetrain.config.coupling import Coupling, Slice
 from sparsetrain.config.errors import JobError
 from sparsetrain.config.job import Masks
 from sparsetrain.masks.controller import MaskController
@@ -19,6 +20,18 @@ METHODS, STRUCTURES = registry.names("mask_method"), registry.names("structure")
 PRODUCT = list(itertools.product(METHODS, STRUCTURES, registry.names("distribution")))
 OPTIONS = {"block": {"rows": 4, "columns": 4}}
 STEPS, EVERY = 12, 3
+# Two couplings hold each of the matrices; a head's rows are two runs that lie apart.
+COUPLINGS = [
+    Coupling(name="into b", kind="neuron", units=16, makes=(Slice("a"), Slice("bias")), reads=(Slice("b", axis=1),)),
+    Coupling(name="into a", kind="neuron", units=24, makes=(Slice("b"),), reads=(Slice("a", axis=1),)),
+    Coupling(
+        name="heads",
+        kind="head",
+        units=8,
+        makes=(Slice("a", parts=2), Slice("bias", parts=2)),
+        reads=(Slice("b", axis=1),),
+    ),
+]
 
 
 class Replica:
@@ -44,6 +57,7 @@ class Replica:
             adapter(Masks).validate_python(tree),
             self.parameters,
             maskable=["a", "b"],
+            couplings=COUPLINGS,
             seed=3,
             steps=STEPS,
             gather=world.transport.gather_bytes,
@@ -104,7 +118,11 @@ class Replica:
             for field, value in self.optimizer.state[weight].items():
                 if torch.is_tensor(value) and value.shape == weight.shape:
                     assert torch.all(value[~update] == 0), field
-            layout = self.masks.chooser.layouts[name]
+        view = self.masks.chooser.view
+        chosen = view.masks(found.masks)
+        assert all(torch.equal(mask, found.masks[name]) for name, mask in view.scatter(chosen).items())
+        for name, mask in chosen.items():
+            layout = view.layouts[name]
             assert torch.equal(layout.expand(layout.active(mask)), mask)
         with self.masks.forward():
             for name, mask in found.masks.items():
@@ -113,7 +131,7 @@ class Replica:
             for name, count in self.masks.chooser.counts(report.target_sparsity, {}).items():
                 # Neurons that are left cannot always share the budget of the ablated ones without a remainder.
                 unspent = self.masks.chooser.layouts[name].groups if self.masks.config.method.name == "srigl" else 1
-                assert 0 <= count - found.counts()[name] < unspent
+                assert 0 <= count - int(chosen[name].sum()) < unspent
 
     def state(self) -> dict:
         """Everything that a checkpoint holds."""

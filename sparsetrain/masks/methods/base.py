@@ -53,6 +53,8 @@ class MaskMethod(abc.ABC):
     starts_dense: ClassVar[bool] = False
     ranks_globally: ClassVar[bool] = False  # True: `saliency` may be compared across tensors
     structures: ClassVar[tuple[str, ...]] = ()  # the only ones that the rule makes sense for; none named: all
+    # True: the rule lives on gradients of weights outside the forward set, which a removed neuron or head has not.
+    needs_masked_gradients: ClassVar[bool] = False
     keeps_dormant: ClassVar[bool] = False  # True: weights that leave the update set come back with their value
 
     def __init__(self, config: Any) -> None:

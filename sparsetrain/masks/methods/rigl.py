@@ -28,6 +28,8 @@ class RigL(Regrower):
         growth: Literal["dense", "candidates"] = "dense"
         oversampling: Above0 = 2.0
 
+    needs_masked_gradients = True
+
     def __init__(self, config: Config) -> None:
         super().__init__(config)
         self.source = Candidates if config.growth == "candidates" else MeanGradient

@@ -17,6 +17,7 @@ class SRSTE(StraightThrough):
     straight-through gradient, and the ones left out decay: gradient + lambda (1 - mask) w."""
 
     starts_dense = False
+    needs_masked_gradients = True
 
     @dataclasses.dataclass(frozen=True, kw_only=True)
     class Config:

@@ -13,6 +13,7 @@ class Structure(abc.ABC):
     """A structure is an index layout and nothing else: methods score weights, the layout pools scores to units."""
 
     balanced: ClassVar[bool] = False  # True: every group keeps equally many, so layers cannot be ranked together
+    couples: ClassVar[str] = ""  # the kind of the model's couplings that are laid out, instead of single tensors
 
     def __init__(self, config: Any) -> None:
         self.config = config
