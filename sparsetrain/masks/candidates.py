@@ -7,6 +7,7 @@ import math
 import torch
 
 from sparsetrain.masks.maskset import MaskSet
+from sparsetrain.masks.select import best
 from sparsetrain.masks.sources import MeanGradient, Tensors
 
 
@@ -38,7 +39,8 @@ class Candidates(MeanGradient):
         active = masks.masks[name].numel() - int(inactive.sum())
         wanted = math.ceil(self.method.config.oversampling * fraction * active)
         each = layout.groups * layout.size
-        count = min(math.ceil(wanted / each) * each, int(layout.active(inactive).sum(1).min()) * each)
+        free = layout.active(inactive)
+        quota = min(math.ceil(wanted / each), int(free.sum(1).min()))
         # What is not a number goes first, so that the mean shows it to all ranks.
         scores = gradient.detach().float().abs().nan_to_num(nan=math.inf, posinf=math.inf)
-        return layout.top(scores, count, among=inactive).flatten().cpu()
+        return layout.expand(best(layout.pool(scores), quota, among=free)).flatten()

@@ -53,16 +53,24 @@ class Layout:
             flat = mask
         return flat.reshape(self.shape)
 
+    def choose(self, scores: Tensor, quota: int | Tensor, among: Tensor | None = None) -> Tensor:
+        """Return which units, bool [groups, units], are the best `quota` of each group by `scores`; see select.best."""
+        return best(scores, quota, among)
+
+    def fill(self, kept: Tensor, scores: Tensor, quota: int) -> Tensor:
+        """Return the units that are kept and the best others, `quota` in each group."""
+        return kept | best(scores, quota - kept.sum(1), among=~kept)
+
     def top(self, scores: Tensor, count: int, among: Tensor | None = None) -> Tensor:
         """Return the mask of the units with the highest mean scores among those wholly in `among`; ties go to the
         lower unit. Raises ValueError when a candidate's score is NaN or a group has too few candidates."""
         candidates = None if among is None else self.active(among)
-        return self.expand(best(self.pool(scores), self.quota(count), candidates)).to(scores.device)
+        return self.expand(self.choose(self.pool(scores), self.quota(count), candidates)).to(scores.device)
 
     def random(self, count: int, generator: torch.Generator) -> Tensor:
-        """Return a mask of units drawn uniformly without replacement in each group."""
+        """Return the mask of the best units by random scores: drawn without replacement in each group."""
         lots = torch.rand(self.groups, self.units, generator=generator, dtype=torch.float64)
-        return self.expand(best(lots, self.quota(count)))
+        return self.expand(self.choose(lots, self.quota(count)))
 
     def _units(self, tensor: Tensor) -> Tensor:
         flat = tensor.reshape(-1).cpu()

@@ -27,7 +27,9 @@ def gradients(rank: int, step: int, integer: bool = False) -> dict[str, torch.Te
 
 def masks(epoch: int, density: float = 0.3) -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(epoch)
-    return {name: torch.rand(SHAPES[name], generator=generator) < density for name in ("a.weight", "b.weight", "b.bias")}
+    return {
+        name: torch.rand(SHAPES[name], generator=generator) < density for name in ("a.weight", "b.weight", "b.bias")
+    }
 
 
 def run(world: World, options: dict, steps: int = 4, masked: bool = False, integer: bool = False) -> list[dict]:

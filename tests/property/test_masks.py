@@ -16,9 +16,10 @@ from sparsetrain.config.errors import JobError
 from sparsetrain.config.job import Masks
 from sparsetrain.masks.controller import MaskController
 
-METHODS, STRUCTURES = registry.names("mask_method"), registry.names("structure")
+OPTIONS = {"block": {"rows": 4, "columns": 4}, "tiles": {"name": "n:m", "transposable": True}}
+ROUNDS = {"synflow": {"iterations": 10}}
+METHODS, STRUCTURES = registry.names("mask_method"), sorted({*registry.names("structure"), *OPTIONS})
 PRODUCT = list(itertools.product(METHODS, STRUCTURES, registry.names("distribution")))
-OPTIONS = {"block": {"rows": 4, "columns": 4}}
 STEPS, EVERY = 12, 3
 # Two couplings hold each of the matrices; a head's rows are two runs that lie apart.
 COUPLINGS = [
@@ -40,10 +41,10 @@ class Replica:
     def __init__(self, combination: tuple[str, str, str], world: World, kind: str) -> None:
         method, structure, distribution = combination
         tree = {
-            "method": method,
+            "method": {"name": method, **ROUNDS.get(method, {})},
             "structure": {"name": structure, **OPTIONS.get(structure, {})},
             "distribution": distribution,
-            "sparsity": 0.5 if structure == "n:m" else 0.75,
+            "sparsity": 0.5 if structure in ("n:m", "tiles") else 0.75,
             "every": EVERY,
             "end": 1.0,
         }

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sparsetrain.masks.layout import Layout
 from sparsetrain.masks.methods.base import MaskMethod, Moment
-from sparsetrain.masks.select import best, top
+from sparsetrain.masks.select import top
 
 
 class Regrower(MaskMethod):
@@ -44,15 +44,14 @@ def drop_and_grow(layout: Layout, mask: Tensor, keep: Tensor, grow: Tensor, frac
     growing fills each group of the layout up to its share.
     """
     kept = keep_best(layout, mask, keep, fraction, count)
-    missing = layout.quota(count) - kept.sum(1)
-    return layout.expand(kept | best(layout.pool(grow), missing, among=~kept)).to(mask.device)
+    return layout.expand(layout.fill(kept, layout.pool(grow), layout.quota(count))).to(mask.device)
 
 
 def keep_best(layout: Layout, mask: Tensor, keep: Tensor, fraction: float, count: int) -> Tensor:
     """Return the units, bool [groups, units], that stay when `fraction` of the active ones are dropped."""
     active, scores = layout.active(mask), layout.pool(keep)
     room = torch.minimum(active.sum(1), torch.tensor(layout.quota(count)))
-    fitting = best(scores, room, among=active)
+    fitting = layout.choose(scores, room, among=active)
     units = int(active.sum())
     stay = min(int(fitting.sum()), units - int(fraction * units))
     return top(scores, stay, among=fitting)
