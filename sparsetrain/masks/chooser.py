@@ -89,9 +89,11 @@ class Chooser:
         signal: Mapping[str, Tensor],
         target: float,
         progress: float,
+        budget: float | None = None,
     ) -> MaskSet:
-        """Return the masks of the next epoch. `progress` is the share of the schedule's span that is over."""
-        moments = self._moments(masks, weights, signal, target, progress)
+        """Return the masks of the next epoch, at sparsity `target`. `progress` is the share of the schedule's span that
+        is over, `budget` the schedule's sparsity where that is another one."""
+        moments = self._moments(masks, weights, signal, target, progress, budget)
         return self._sets(
             {name: self.method.update(moment) for name, moment in moments.items()}, moments, masks.epoch + 1
         )
@@ -107,6 +109,7 @@ class Chooser:
         signal: Mapping[str, Tensor],
         target: float,
         progress: float,
+        budget: float | None = None,
     ) -> dict[str, Moment]:
         weights, signal, forward = self.view.gather(weights), self.view.gather(signal), self.view.masks(masks.masks)
         draft = {
@@ -116,6 +119,7 @@ class Chooser:
                 layout=layout,
                 count=0,
                 update_count=0,
+                budget=0,
                 progress=progress,
                 generator=generator_for(self.seed, name, masks.epoch + 1),
                 signal=signal.get(name),
@@ -125,8 +129,11 @@ class Chooser:
         counts = self.counts(target, draft)
         wider = self.method.update_sparsity(target)
         update_counts = counts if wider == target else self.counts(wider, draft)
+        budgets = counts if budget is None or budget == target else self.counts(budget, draft)
         return {
-            name: dataclasses.replace(moment, count=counts[name], update_count=update_counts[name])
+            name: dataclasses.replace(
+                moment, count=counts[name], update_count=update_counts[name], budget=budgets[name]
+            )
             for name, moment in draft.items()
         }
 

@@ -153,8 +153,10 @@ class MaskController:
         self.owed = signal is None
         if signal is None:
             return None
-        target = self.schedule.sparsity(self.config.sparsity, step)
-        proposed = self.chooser.propose(self.masks, self._weights(), signal, target, self.span.fraction(step))
+        budget, progress = self.schedule.sparsity(self.config.sparsity, step), self.span.fraction(step)
+        last = step >= max(self.schedule.updates())
+        target = budget if last else self.method.above(budget, progress)
+        proposed = self.chooser.propose(self.masks, self._weights(), signal, target, progress, budget)
         return self._commit(self._agreed(proposed), target, optimizer)
 
     def _agreed(self, proposed: MaskSet) -> MaskSet:

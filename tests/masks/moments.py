@@ -29,6 +29,7 @@ def moment(weight: Tensor, mask: Tensor, count: int, **given: Any) -> Moment:
     plain = {
         "layout": flat(tuple(weight.shape)),
         "update_count": count,
+        "budget": count,
         "progress": 0.0,
         "generator": generator_for(0, "w", 1),
     }

@@ -241,6 +241,23 @@ def test_momentum_begins_anew_with_a_dense_phase_also_in_weights_that_are_not_ma
         assert torch.all(optimizer.state[net[0].weight]["exp_avg_sq"] > 0)
 
 
+def test_soft_mest_is_above_its_budget_between_updates_and_within_it_after_the_last():
+    net = model()
+    options = {"method": {"name": "mest", "soft": True, "drop_fraction": 0.4}, "distribution": "uniform"}
+    masks, counts, kept = controller(net, **options), [], []
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.01)
+    assert masks.masks.counts()["0.weight"] == 120
+    for step in masks.schedule.updates():
+        masks.observe(step, gradients(net, step))
+        report = masks.step(step, optimizer)
+        counts.append(masks.masks.counts()["0.weight"])
+        kept.append(int((report.old.masks["0.weight"] & report.new.masks["0.weight"]).sum()))
+        assert report.target_sparsity == pytest.approx(1 - counts[-1] / 600, abs=1e-3)
+    # 0.2 (1 + 0.4 / 2 (1 + cos(pi t / 75))) of 600 at t = 10, 20 ... 60; the last update, at 70, only prunes.
+    assert counts == [166, 160, 151, 141, 132, 125, 120]
+    assert min(kept) >= 120
+
+
 def test_curvature_is_the_mean_of_the_squares_of_the_last_steps_mean_gradients():
     net = model()
     masks = controller(net, {"name": "obd", "window": 3})

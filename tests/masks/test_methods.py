@@ -127,6 +127,21 @@ def test_mest_scores_active_weights_by_size_and_gradient():
     assert bool(rule.update(moment(weight, bits("1100"), 2, signal=signal.nan_to_num(0.0)))[0])
 
 
+def test_soft_mest_prunes_back_to_the_budget_then_grows_above_it_at_random():
+    rule = method("mest", drop_fraction=0.5, weight=1.0, soft=True)
+    assert rule.above(0.8, 0.0) == pytest.approx(0.7) and rule.above(0.8, 1.0) == pytest.approx(0.8)
+    assert method("mest").above(0.8, 0.0) == 0.8
+    weight, signal = torch.zeros(40), torch.zeros(40)
+    weight[:12] = torch.arange(12.0)
+    signal[0] = 20.0
+    draws = [torch.Generator().manual_seed(n) for n in range(2)]
+    mask = weight + signal > 0
+    found = [rule.update(moment(weight, mask, 15, budget=10, signal=signal, generator=draw)) for draw in draws]
+    best = torch.tensor([0, *range(3, 12)])
+    assert all(int(mask.sum()) == 15 and torch.all(mask[best]) for mask in found)
+    assert not torch.equal(*found)
+
+
 def test_acdc_opens_every_place_and_forgets_momentum_when_a_dense_phase_begins():
     rule = method("acdc")
     weight = torch.tensor([4.0, 0.0, 0.0, 1.0])

@@ -17,8 +17,9 @@ from sparsetrain.config.job import Masks
 from sparsetrain.masks.controller import MaskController
 
 OPTIONS = {"block": {"rows": 4, "columns": 4}, "tiles": {"name": "n:m", "transposable": True}}
-ROUNDS = {"synflow": {"iterations": 10}}
-METHODS, STRUCTURES = registry.names("mask_method"), sorted({*registry.names("structure"), *OPTIONS})
+VARIANTS = {"synflow": {"iterations": 10}, "soft mest": {"name": "mest", "soft": True}}
+METHODS = sorted({*registry.names("mask_method"), *VARIANTS})
+STRUCTURES = sorted({*registry.names("structure"), *OPTIONS})
 PRODUCT = list(itertools.product(METHODS, STRUCTURES, registry.names("distribution")))
 STEPS, EVERY = 12, 3
 # Two couplings hold each of the matrices; a head's rows are two runs that lie apart.
@@ -41,7 +42,7 @@ class Replica:
     def __init__(self, combination: tuple[str, str, str], world: World, kind: str) -> None:
         method, structure, distribution = combination
         tree = {
-            "method": {"name": method, **ROUNDS.get(method, {})},
+            "method": {"name": method, **VARIANTS.get(method, {})},
             "structure": {"name": structure, **OPTIONS.get(structure, {})},
             "distribution": distribution,
             "sparsity": 0.5 if structure in ("n:m", "tiles") else 0.75,

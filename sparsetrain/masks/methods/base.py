@@ -19,7 +19,8 @@ class Moment:
 
     `weight` and `mask` (the forward set) are the present ones. `signal` is what the method's source gave for this
     tensor, None where the source gives nothing. `count` is the number of weights to be active, a whole number of the
-    layout's units; `update_count` the same for the update set. `progress` is the share of the schedule's span that is
+    layout's units; `update_count` the same for the update set, `budget` what the schedule allows in the end, less than
+    `count` where the method grows above it for a while. `progress` is the share of the schedule's span that is
     over; `generator` is keyed by seed, tensor and mask epoch.
     """
 
@@ -28,6 +29,7 @@ class Moment:
     layout: Layout
     count: int
     update_count: int
+    budget: int
     progress: float
     generator: torch.Generator
     signal: Tensor | None = None
@@ -76,6 +78,11 @@ class MaskMethod(abc.ABC):
 
     def update_sparsity(self, sparsity: float) -> float:
         """Return the sparsity of the update set when the forward set has `sparsity`."""
+        return sparsity
+
+    def above(self, sparsity: float, progress: float) -> float:
+        """Return the sparsity of the forward set until the next update, where the schedule says `sparsity`; lower
+        only where a method grows above the budget. The last update keeps to the schedule."""
         return sparsity
 
     def saliency(self, moment: Moment) -> Tensor:
