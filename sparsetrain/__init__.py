@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from sparsetrain.collective.torch_dist import torch_world as torch_world
     from sparsetrain.collective.world import World as World
+    from sparsetrain.config.coupling import Coupling as Coupling
+    from sparsetrain.config.coupling import Slice as Slice
     from sparsetrain.config.job import Exchange as Exchange
     from sparsetrain.config.job import Job as Job
     from sparsetrain.config.job import Masks as Masks
@@ -24,24 +26,28 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME = {
+    "Coupling": "config.coupling",
     "Exchange": "config.job",
     "GradientExchange": "gradient.exchange",
     "HookState": "gradient.hook",
     "Job": "config.job",
     "MaskController": "masks.controller",
     "Masks": "config.job",
+    "Slice": "config.coupling",
     "World": "collective.world",
     "comm_hook": "gradient.hook",
     "load_job": "config.load",
     "torch_world": "collective.torch_dist",
 }
 __all__ = [
+    "Coupling",
     "Exchange",
     "GradientExchange",
     "HookState",
     "Job",
     "MaskController",
     "Masks",
+    "Slice",
     "World",
     "comm_hook",
     "load_job",
