@@ -65,6 +65,7 @@ def _paths(model: Any, example: Tensor, masks: Mapping[str, Tensor]) -> dict[str
     twin = copy.deepcopy(model)
     with torch.no_grad():
         for name, parameter in twin.named_parameters():
-            parameter.copy_(masks[name] if name in masks else torch.full_like(parameter, float(parameter.ndim > 1)))
+            weight = parameter.ndim > 1  # biases stay 0, also those of a coupling
+            parameter.copy_(masks[name] if weight and name in masks else torch.full_like(parameter, float(weight)))
     found = flow(twin, example)
     return {name: found[name] for name in masks}

@@ -7,7 +7,7 @@ from sparsetrain.engine.learning_rate import factor_at
 from sparsetrain.gradient.density import density_at
 from sparsetrain.masks.methods.regrower import Regrower
 from sparsetrain.masks.schedule import Span
-from sparsetrain.masks.timing import timing
+from sparsetrain.masks.timing import aims, timing
 
 Row = dict[str, float]
 
@@ -60,7 +60,7 @@ class _Masks:
             "mask/update_sparsity": self.method.update_sparsity(self.sparsity) if self.sparsity else 0.0,
         }
         if self.method.changes and self.schedule.is_update(step):
-            self.sparsity = self.schedule.sparsity(self.final, step)
+            self.sparsity, _ = aims(self.method, self.schedule, self.span, self.final, step)
             row["mask/update"] = 1.0
             if isinstance(self.method, Regrower):
                 row["mask/drop_fraction"] = self.method.drop_fraction(self.span.fraction(step))

@@ -21,6 +21,7 @@ from sparsetrain.masks.maskset import MaskSet
 from sparsetrain.masks.probe import Probe
 from sparsetrain.masks.schedule import Span
 from sparsetrain.masks.sources import Mean, Means, SparseMean
+from sparsetrain.masks.timing import aims
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,9 +154,8 @@ class MaskController:
         self.owed = signal is None
         if signal is None:
             return None
-        budget, progress = self.schedule.sparsity(self.config.sparsity, step), self.span.fraction(step)
-        last = step >= max(self.schedule.updates())
-        target = budget if last else self.method.above(budget, progress)
+        target, budget = aims(self.method, self.schedule, self.span, self.config.sparsity, step)
+        progress = self.span.fraction(step)
         proposed = self.chooser.propose(self.masks, self._weights(), signal, target, progress, budget)
         return self._commit(self._agreed(proposed), target, optimizer)
 

@@ -1,4 +1,4 @@
-"""Which schedule a job's masks follow: the one that it names, or its method's own."""
+"""Which schedule a job's masks follow, the one that it names or its method's own, and what each update aims at."""
 
 from __future__ import annotations
 
@@ -21,3 +21,11 @@ def timing(config: Masks, span: Span) -> tuple[Any, MaskSchedule]:
         return method, cls(adapter(cls.Config).validate_python({}), span)
     except ValueError as error:
         raise JobError(str(error)) from error
+
+
+def aims(method: Any, schedule: MaskSchedule, span: Span, final: float, step: int) -> tuple[float, float]:
+    """Return the sparsity of the forward set after the update at `step`, and the schedule's: the same one unless the
+    method grows above the budget, which the last update does not."""
+    budget = schedule.sparsity(final, step)
+    last = step >= max(schedule.updates())
+    return budget if last else method.above(budget, span.fraction(step)), budget

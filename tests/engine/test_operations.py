@@ -82,6 +82,19 @@ def test_paths_through_a_network_are_those_that_its_masks_connect():
         assert abs(effective_sparsity(model, IMAGES[0][:1], masks) - (1 - alive / 266_200)) < 1e-12
 
 
+def test_biases_of_couplings_are_on_the_paths_of_their_neurons_and_begin_none():
+    model = MLP(MLP.Config())
+    masks = masks_of(model, 1.0)
+    biases = {f"layers.{n}.bias": torch.arange(units) % 2 == 0 for n, units in enumerate((300, 100))}
+    for n, kept in enumerate(biases.values()):
+        masks.masks[f"layers.{n}.weight"][~kept] = False
+        masks.masks[f"layers.{n + 1}.weight"][:, ~kept] = False
+    masks = MaskSet({**masks.masks, **biases})
+    assert abs(effective_sparsity(model, IMAGES[0][:1], masks) - masks.sparsity()) < 1e-12
+    masks.masks["layers.0.weight"].zero_()
+    assert effective_sparsity(model, IMAGES[0][:1], masks) == 1.0
+
+
 def test_a_network_that_is_cut_has_no_path_and_one_with_norms_no_answer():
     model = MLP(MLP.Config())
     masks = masks_of(model, 0.5)

@@ -20,7 +20,7 @@ SMALL = (
 )
 
 
-@pytest.mark.parametrize("method", ["rigl", "gmp", "acdc", "topkast", "static"])
+@pytest.mark.parametrize("method", ["rigl", "gmp", "acdc", "topkast", "static", "{name: mest, soft: true}"])
 def test_a_run_follows_its_preview(method, tmp_path):
     every = 1 if method == "acdc" else 5  # phases are shares of the run
     own = (f"exchange={{density: 0.1, warmup: 0.5, every: {every}}}", f"masks.method={method}")
