@@ -24,8 +24,8 @@ from sparsetrain.gradient.exchange import GradientExchange
 from sparsetrain.masks.controller import MaskController
 
 # Before the names of tensors in a rank's and in the masks' file.
-SCORES, DORMANT, EXPLORED = "scores/", "dormant/", "explored/"
-NO_MASKS: dict[str, Any] = {"packed": {}, "epoch": 0, "dormant": {}, "explored": {}}
+SCORES = "scores/"
+SHARED = ("dormant", "explored", "method")  # what the masks' file holds beside the masks
 
 
 @dataclasses.dataclass
@@ -105,7 +105,7 @@ def build(job: Job, world: World) -> RunState:
             fresh=job.train.init_from is None,
         )
         _check_boundaries(job, masks.schedule.updates())
-    mask_gradients, pull = (masks.mask_gradients, masks.pull) if masks is not None else (_nothing, _nothing)
+    mask_gradients, pull = (masks.mask_gradients, masks.pull) if masks is not None else (_nothing, lambda step: None)
     clip, outer = job.train.clip, job.exchange.outer
     update: EveryStep | LocalSteps
     if job.exchange.every == 1:
@@ -175,10 +175,9 @@ def save(state: RunState, root: pathlib.Path) -> pathlib.Path:
         if state.job.exchange.every == 1:
             checkpoint.write_tensors(unfinished / "optimizer.safetensors", optimizer)
         checkpoint.write_tensors(unfinished / "model.safetensors", checkpoint.model_tensors(state.model))
-        masks = state.masks.state_dict() if state.masks is not None else NO_MASKS
-        dormant = {f"{DORMANT}{name}": tensor for name, tensor in masks["dormant"].items()}
-        explored = {f"{EXPLORED}{name}": tensor for name, tensor in masks["explored"].items()}
-        checkpoint.write_tensors(unfinished / "masks.safetensors", {**masks["packed"], **dormant, **explored})
+        masks = state.masks.state_dict() if state.masks is not None else {"packed": {}, "epoch": 0}
+        shared = {f"{part}/{name}": tensor for part in SHARED for name, tensor in masks.get(part, {}).items()}
+        checkpoint.write_tensors(unfinished / "masks.safetensors", {**masks["packed"], **shared})
         checkpoint.write_tensors(unfinished / "outer.safetensors", state.update.state())
         about = {
             "format": checkpoint.FORMAT,
@@ -215,7 +214,7 @@ def _restore(state: RunState, folder: pathlib.Path) -> None:
     checkpoint.load_model(state.model, checkpoint.read_saved(folder, "model.safetensors"), folder)
     if state.masks is not None:
         packed = checkpoint.read_saved(folder, "masks.safetensors")
-        parts = {"dormant": _under(packed, DORMANT), "explored": _under(packed, EXPLORED)}
+        parts = {part: _under(packed, f"{part}/") for part in SHARED}
         state.masks.load_state_dict({"packed": packed, "epoch": about.mask_epoch, **parts})
     state.sync_masks()
     state.update.load_state(checkpoint.read_saved(folder, "outer.safetensors"))

@@ -136,7 +136,7 @@ class Trainer:
                 # Scores are means of unmasked gradients, so they are taken before anything is masked away.
                 masks.observe(state.step + 1, {name: gradient(p) for name, p in masks.parameters.items()})
         with self.window.span("update"):
-            updated = state.update.step(last)
+            updated = state.update.step(state.step + 1, last)
         self.window.stepped(updated)
         self.skipped = self.skipped + 1 if updated.skipped else 0
         if self.skipped == job.train.skip_limit:

@@ -26,9 +26,10 @@ class Updated:
 
 
 class Update(Protocol):
-    """Turns the gradients in `.grad` into new weights. All ranks call `step` together."""
+    """Turns the gradients in `.grad` into new weights. All ranks call `step` together, with the number of steps that it
+    finishes and whether it is the last."""
 
-    def step(self, last: bool) -> Updated: ...
+    def step(self, step: int, last: bool) -> Updated: ...
 
     def listen(self, final: bool) -> None: ...
 
@@ -49,7 +50,7 @@ class EveryStep:
         exchange: GradientExchange,
         clip: float,
         world: World,
-        pull: Callable[[], None],
+        pull: Callable[[int], None],
     ) -> None:
         self.pull = pull
         self.parameters = parameters
@@ -69,7 +70,7 @@ class EveryStep:
         if self.final and parameter.grad is not None:
             self.exchange.offer(name, parameter.grad)
 
-    def step(self, last: bool) -> Updated:
+    def step(self, step: int, last: bool) -> Updated:
         """Exchange, clip, step. A non-finite gradient on any rank skips the step on all."""
         means = self.exchange.aggregate({name: gradient(p) for name, p in self.parameters.items()})
         if means is None:
@@ -80,7 +81,7 @@ class EveryStep:
         # Rank 0's norm steers everyone: other processors may round a long sum differently.
         self.world.transport.broadcast(norm, "control")
         _clip(self.parameters, self.clip, norm)
-        self.pull()
+        self.pull(step)
         self.optimizer.step()
         return Updated(float(norm), True)
 
@@ -111,7 +112,7 @@ class LocalSteps:
         every: int,
         outer: Outer,
         mask_gradients: Callable[[], None],
-        pull: Callable[[], None],
+        pull: Callable[[int], None],
     ) -> None:
         self.pull = pull
         self.parameters = parameters
@@ -128,7 +129,7 @@ class LocalSteps:
     def listen(self, final: bool) -> None:
         """Nothing leaves before the local steps are done."""
 
-    def step(self, last: bool) -> Updated:
+    def step(self, step: int, last: bool) -> Updated:
         """Take a local step; at every H-th step and at the last one exchange the difference."""
         self.mask_gradients()
         gradients = [gradient(parameter) for parameter in self.parameters.values()]
@@ -136,7 +137,7 @@ class LocalSteps:
         finite = bool(torch.isfinite(norm))
         if finite:
             _clip(self.parameters, self.clip, norm)
-            self.pull()
+            self.pull(step)
             self.optimizer.step()
         self.since += 1
         if self.since < self.every and not last:

@@ -70,6 +70,9 @@ class Chooser:
     ) -> MaskSet:
         """Return the masks of the next epoch. `progress` is the share of the schedule's span that is over."""
         moments = self._moments(masks, weights, signal, target, progress)
+        free = {name: moment for name, moment in moments.items() if name not in self.rules}
+        counts = self.method.allocate(free, {name: moment.count for name, moment in free.items()})
+        moments |= {name: dataclasses.replace(free[name], count=count) for name, count in counts.items()}
         return self._sets(
             {name: self.method.update(moment) for name, moment in moments.items()}, moments, masks.epoch + 1
         )
@@ -88,6 +91,7 @@ class Chooser:
     ) -> dict[str, Moment]:
         draft = {
             name: Moment(
+                name=name,
                 weight=weights[name],
                 mask=masks.masks[name],
                 layout=self.layouts[name],

@@ -17,6 +17,7 @@ from sparsetrain.masks.agreement import Gather, agree, agree_weights
 from sparsetrain.masks.chooser import Chooser
 from sparsetrain.masks.explored import Explored
 from sparsetrain.masks.maskset import MaskSet
+from sparsetrain.masks.present import Present
 from sparsetrain.masks.probe import Probe
 from sparsetrain.masks.schedule import Span
 from sparsetrain.masks.sources import Mean, Means, SparseMean
@@ -70,6 +71,7 @@ class MaskController:
         means = Means(mean or _alone, sparse_mean or _alone_at)
         self.source = self.method.source(self.method, updates, means, self.chooser.layouts, self.span)
         self.owed = False  # an update whose scores were not finite waits for the next step that can take it
+        self.method.begin({name: parameter.detach() for name, parameter in self.parameters.items()})
         self.masks = self.chooser.first()
         self.explored = Explored(self.masks)
         self.rescales = config.rescale_init and fresh
@@ -108,7 +110,7 @@ class MaskController:
                 self.parameters[name].copy_(torch.where(mask, first[name], 0.0))
         for name, weight in first.items():
             self.parameters[name].copy_(weight)
-        self._commit(self._agreed(proposed), final, None)
+        self._commit(self._agreed(proposed), final, None, {})
         if self.rescales:
             self._rescale()
 
@@ -150,7 +152,7 @@ class MaskController:
             return None
         target = self.schedule.sparsity(self.config.sparsity, step)
         proposed = self.chooser.propose(self.masks, self._weights(), signal, target, self.span.fraction(step))
-        return self._commit(self._agreed(proposed), target, optimizer)
+        return self._commit(self._agreed(proposed), target, optimizer, signal)
 
     def _agreed(self, proposed: MaskSet) -> MaskSet:
         """Return the masks that all ranks propose, after each has said that it has seen the others agree."""
@@ -158,8 +160,13 @@ class MaskController:
         self.gather(new.epoch.to_bytes(8, "little"))
         return new
 
-    def _commit(self, new: MaskSet, target: float, optimizer: torch.optim.Optimizer | None) -> Report:
+    @torch.no_grad()
+    def _commit(
+        self, new: MaskSet, target: float, optimizer: torch.optim.Optimizer | None, signal: Mapping[str, Tensor]
+    ) -> Report:
         old, self.masks = self.masks, new
+        for name, weight in self.method.settle(old, new, self._weights(), dict(signal)).items():
+            self.parameters[name].copy_(weight)
         transition.apply(old, new, self.parameters, optimizer, self.dormant)
         if self.method.forgets(old.sparsity(), new.sparsity()):
             transition.forget(optimizer)
@@ -213,21 +220,24 @@ class MaskController:
                 parameter.grad = torch.where(update, parameter.grad, 0.0)
 
     @torch.no_grad()
-    def pull(self) -> None:
-        """Add to the mean gradients what the method asks for because of the weights alone, on all ranks alike."""
+    def pull(self, step: int) -> None:
+        """Add to the mean gradients what the method asks for because of the weights alone, on all ranks alike, in the
+        step that makes `step` finished ones."""
         for name, parameter in self.parameters.items():
-            force = self.method.pull(parameter.detach(), self.masks.masks[name], self.masks.update(name))
+            mask, update, layout = self.masks.masks[name], self.masks.update(name), self.chooser.layouts[name]
+            force = self.method.pull(Present(name, parameter.detach(), mask, update, layout, self.chooser.seed, step))
             if force is not None and parameter.grad is not None:
                 parameter.grad.add_(force)
 
     def state_dict(self) -> dict[str, Any]:
         """Return what all ranks share: {"packed": bits by name, "epoch": int, "dormant": weights by name, "explored":
-        bits by name}; schedule and generators follow from job and epoch."""
+        bits by name, "method": tensors}; schedule and generators follow from job and epoch."""
         return {
             "packed": self.masks.packed(),
             "epoch": self.masks.epoch,
             "dormant": dict(self.dormant),
             "explored": self.explored.packed(),
+            "method": self.method.state(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -241,6 +251,7 @@ class MaskController:
             if saved is None or saved.shape != weight.shape:
                 raise ValueError(f"no dormant weights for {name} of {tuple(weight.shape)}")
             self.dormant[name] = saved.to(weight)
+        self.method.load_state(dict(state.get("method", {})))
 
     def rank_state(self) -> dict[str, Tensor]:
         """Return what this rank keeps between updates; it belongs into a file of this rank. The mean over ranks of

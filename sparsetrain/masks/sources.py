@@ -127,8 +127,9 @@ class ActiveGradient(MeanGradient):
 
 
 class Accumulated(Source):
-    """The sum over all steps so far of the method's contribution, which is linear in the gradient: each rank adds up
-    its own, and one dense all-reduce an update gives their mean. A rank leaves out a step whose gradient is not finite.
+    """The sum over all steps so far of the method's contribution, which is linear in the gradient, or with a `decay`
+    of the method below 1 its moving average: each rank adds up its own, and one dense all-reduce an update gives their
+    mean. A rank leaves out a step whose gradient is not finite.
     """
 
     wire = "2 x 4N (P-1)/P"
@@ -142,7 +143,7 @@ class Accumulated(Source):
         self.kept = self.kept or {name: torch.zeros_like(gradients[name], dtype=torch.float32) for name in gradients}
         parts = {name: self.method.contribution(weights[name], gradient) for name, gradient in gradients.items()}
         if finite(parts):
-            self.kept = {name: self.kept[name] + part for name, part in parts.items()}
+            self.kept = {name: self.method.decay * self.kept[name] + part for name, part in parts.items()}
 
     def take(self) -> Tensors | None:
         """See Source. Collective."""

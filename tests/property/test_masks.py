@@ -18,6 +18,9 @@ from sparsetrain.masks.controller import MaskController
 METHODS, STRUCTURES = registry.names("mask_method"), registry.names("structure")
 PRODUCT = list(itertools.product(METHODS, STRUCTURES, registry.names("distribution")))
 OPTIONS = {"block": {"rows": 4, "columns": 4}}
+# Averages that are binary fractions, so that the mean over ranks is exact; a threshold among these weights.
+METHOD_OPTIONS = {"snfs": {"momentum": 0.5}, "dsr": {"threshold": 1.0}, "deepr": {"penalty": 0.25, "noise": 0.5}}
+MOVING = ("snfs", "dsr")  # the budget moves between tensors; only its sum is exact
 STEPS, EVERY = 12, 3
 
 
@@ -27,7 +30,7 @@ class Replica:
     def __init__(self, combination: tuple[str, str, str], world: World, kind: str) -> None:
         method, structure, distribution = combination
         tree = {
-            "method": method,
+            "method": {"name": method, **METHOD_OPTIONS.get(method, {})},
             "structure": {"name": structure, **OPTIONS.get(structure, {})},
             "distribution": distribution,
             "sparsity": 0.5 if structure == "n:m" else 0.75,
@@ -88,7 +91,7 @@ class Replica:
         for name, update in self.masks.masks.limits.items():
             self.parameters[name].grad[~update] = float("nan")  # whatever an inactive weight's gradient is
         self.masks.mask_gradients()
-        self.masks.pull()
+        self.masks.pull(step)
         self.optimizer.step()
         self.masks.mask_weights()
         report = self.masks.step(step, self.optimizer)
@@ -109,7 +112,10 @@ class Replica:
         with self.masks.forward():
             for name, mask in found.masks.items():
                 assert torch.all(self.parameters[name][~mask] == 0)
-        if report is not None and self.masks.config.distribution.name != "global":
+        if report is not None and self.masks.config.method.name in MOVING:
+            wanted = self.masks.chooser.counts(report.target_sparsity, {})
+            assert sum(found.counts().values()) == sum(wanted.values())
+        elif report is not None and self.masks.config.distribution.name != "global":
             for name, count in self.masks.chooser.counts(report.target_sparsity, {}).items():
                 # Neurons that are left cannot always share the budget of the ablated ones without a remainder.
                 unspent = self.masks.chooser.layouts[name].groups if self.masks.config.method.name == "srigl" else 1
