@@ -107,6 +107,11 @@ KINDS: dict[str, dict[str, str]] = {
         "list": "sparsetrain.masks.schedules.explicit:Explicit",
         "phases": "sparsetrain.masks.schedules.phases:Phases",
     },
+    "regulariser": {
+        "l1": "sparsetrain.masks.regularisers.l1:L1",
+        "group_lasso": "sparsetrain.masks.regularisers.group_lasso:GroupLasso",
+        "hoyer": "sparsetrain.masks.regularisers.hoyer:Hoyer",
+    },
     "sink": {
         "jsonl": "sparsetrain.track.jsonl:JsonlSink",
         "wandb": "sparsetrain.track.wandb:WandbSink",
@@ -127,6 +132,7 @@ METHODS: dict[str, tuple[str, ...]] = {
     "distribution": ("counts",),
     "structure": ("layout",),
     "mask_schedule": ("updates", "sparsity"),
+    "regulariser": ("pull",),
     "sink": ("log", "close"),
 }
 

@@ -51,6 +51,13 @@ def check_masks(masks: Masks) -> None:
     allowed = getattr(method, "structures", ())
     if allowed and masks.structure.name not in allowed:
         raise JobError(f"masks.structure: {masks.structure.name} with {name}; allowed: {', '.join(allowed)}")
+    if masks.regulariser is not None:
+        units = getattr(registry.load("regulariser", masks.regulariser.name), "structures", ())
+        if units and masks.structure.name not in units:
+            raise JobError(
+                f"masks.regulariser: {masks.regulariser.name} with {masks.structure.name}, whose units are single "
+                f"weights (l1 is the same); allowed: masks.structure {', '.join(units)}"
+            )
     if distribution == "global" and not getattr(method, "ranks_globally", False):
         raise JobError(
             f"masks.distribution: global compares scores across layers, and {name} has none to compare; "

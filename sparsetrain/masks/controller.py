@@ -66,6 +66,7 @@ class MaskController:
         self.span = Span(steps, config.begin, config.end, config.every)
         self.chooser = Chooser(config, parameters, maskable, seed, self.span)
         self.method, self.schedule = self.chooser.method, self.chooser.schedule
+        self.regulariser = config.regulariser.build() if config.regulariser is not None else None
         self.parameters = self.chooser.parameters
         updates = self.schedule.updates() if self.method.changes else []
         means = Means(mean or _alone, sparse_mean or _alone_at)
@@ -221,13 +222,17 @@ class MaskController:
 
     @torch.no_grad()
     def pull(self, step: int) -> None:
-        """Add to the mean gradients what the method asks for because of the weights alone, on all ranks alike, in the
-        step that makes `step` finished ones."""
+        """Add to the mean gradients what method and regulariser ask for because of the weights alone, on all ranks
+        alike, in the step that makes `step` finished ones."""
         for name, parameter in self.parameters.items():
+            if parameter.grad is None:
+                continue
             mask, update, layout = self.masks.masks[name], self.masks.update(name), self.chooser.layouts[name]
-            force = self.method.pull(Present(name, parameter.detach(), mask, update, layout, self.chooser.seed, step))
-            if force is not None and parameter.grad is not None:
-                parameter.grad.add_(force)
+            present = Present(name, parameter.detach(), mask, update, layout, self.chooser.seed, step)
+            forces = [self.method.pull(present), self.regulariser.pull(present) if self.regulariser else None]
+            for force in forces:
+                if force is not None:
+                    parameter.grad.add_(torch.where(update, force, 0.0))
 
     def state_dict(self) -> dict[str, Any]:
         """Return what all ranks share: {"packed": bits by name, "epoch": int, "dormant": weights by name, "explored":

@@ -27,8 +27,8 @@ STEPS, EVERY = 12, 3
 class Replica:
     """One rank's weights, optimizer and masks, driven by made-up gradients that are whole numbers."""
 
-    def __init__(self, combination: tuple[str, str, str], world: World, kind: str) -> None:
-        method, structure, distribution = combination
+    def __init__(self, combination: tuple[str, ...], world: World, kind: str) -> None:
+        method, structure, distribution, *regulariser = combination
         tree = {
             "method": {"name": method, **METHOD_OPTIONS.get(method, {})},
             "structure": {"name": structure, **OPTIONS.get(structure, {})},
@@ -36,6 +36,7 @@ class Replica:
             "sparsity": 0.5 if structure == "n:m" else 0.75,
             "every": EVERY,
             "end": 1.0,
+            "regulariser": {"name": regulariser[0], "strength": 0.5} if regulariser else None,
         }
         draw = torch.Generator().manual_seed(1)
         shapes = {"a": (16, 24), "b": (24, 16), "bias": (16,)}
@@ -145,7 +146,7 @@ class Replica:
         return self.masks.masks.digest().hex(), weights
 
 
-def build(combination: tuple[str, str, str], world: World, kind: str) -> Replica | None:
+def build(combination: tuple[str, ...], world: World, kind: str) -> Replica | None:
     """Return a replica, or None where the combination is refused; it must say why."""
     try:
         return Replica(combination, world, kind)
@@ -154,7 +155,7 @@ def build(combination: tuple[str, str, str], world: World, kind: str) -> Replica
         return None
 
 
-def train(combination: tuple[str, str, str], world: World, kind: str) -> list[tuple[str, dict]]:
+def train(combination: tuple[str, ...], world: World, kind: str) -> list[tuple[str, dict]]:
     replica = build(combination, world, kind)
     assert replica is not None
     history = []
@@ -168,11 +169,17 @@ def same(one: tuple[str, dict], other: tuple[str, dict]) -> bool:
     return one[0] == other[0] and all(torch.equal(one[1][name], other[1][name]) for name in one[1])
 
 
+REGULARISED = [
+    (method, structure, "uniform", name)
+    for name in registry.names("regulariser")
+    for method, structure in (("gmp", "row"), ("topkast", "block"), ("rigl", "unstructured"))
+    if (name, structure) != ("group_lasso", "unstructured")
+]
 ALLOWED = [combination for combination in PRODUCT if build(combination, World(), "sgd")]
 
 
-def of(method: str) -> list[tuple[str, str, str]]:
-    return [combination for combination in ALLOWED if combination[0] == method]
+def of(method: str) -> list[tuple[str, ...]]:
+    return [combination for combination in [*ALLOWED, *REGULARISED] if combination[0] == method]
 
 
 @pytest.mark.parametrize("method", METHODS)
