@@ -69,6 +69,7 @@ KINDS: dict[str, dict[str, str]] = {
         "synflow": "sparsetrain.masks.methods.synflow:SynFlow",
         "magnitude": "sparsetrain.masks.methods.magnitude:Magnitude",
         "gmp": "sparsetrain.masks.methods.gmp:GMP",
+        "lottery": "sparsetrain.masks.methods.lottery:Lottery",
         "taylor": "sparsetrain.masks.methods.taylor:Taylor",
         "obd": "sparsetrain.masks.methods.obd:OBD",
         "movement": "sparsetrain.masks.methods.movement:Movement",
@@ -105,6 +106,7 @@ KINDS: dict[str, dict[str, str]] = {
         "cubic": "sparsetrain.masks.schedules.ramps:Cubic",
         "cosine": "sparsetrain.masks.schedules.ramps:Cosine",
         "list": "sparsetrain.masks.schedules.explicit:Explicit",
+        "rounds": "sparsetrain.masks.schedules.rounds:Rounds",
         "phases": "sparsetrain.masks.schedules.phases:Phases",
     },
     "regulariser": {

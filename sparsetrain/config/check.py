@@ -68,6 +68,14 @@ def check_masks(masks: Masks) -> None:
             f"masks.distribution: with {masks.structure.name} every group keeps equally many, so global has "
             "nothing to move between layers; allowed: uniform"
         )
+    schedule = masks.schedule.name if masks.schedule is not None else getattr(method, "schedule", "constant")
+    rewinds = getattr(method, "rewinds", False)
+    fitting = [n for n in registry.names("mask_schedule") if _rewinds(n) == rewinds]
+    if _rewinds(schedule) != rewinds:
+        raise JobError(
+            f"masks.schedule: {schedule} with {name}, which {'rewinds' if rewinds else 'does not rewind'}; "
+            f"allowed: {', '.join(fitting)}"
+        )
     initial = getattr(masks.schedule.config, "initial", 0.0) if masks.schedule is not None else 0.0
     if initial > masks.sparsity and getattr(method, "starts_dense", False):
         raise JobError(
@@ -84,6 +92,10 @@ def check_masks(masks: Masks) -> None:
         raise JobError(
             f"masks.sparsity: {masks.sparsity} with {masks.structure.name}; allowed: {1.0 - structure.density:g}"
         )
+
+
+def _rewinds(schedule: str) -> bool:
+    return getattr(registry.load("mask_schedule", schedule), "rewinds", False)
 
 
 def check(job: Job) -> None:
@@ -131,7 +143,9 @@ def advice(job: Job) -> list[str]:
     if masks is not None and masks.method.name != "static":
         begin, end = _points(job)
         every = interval_of(masks.every, steps)
-        if masks.schedule is None and max(1, -(-begin // every)) * every >= end:
+        own = getattr(registry.load("mask_method", masks.method.name), "schedule", "constant")
+        by_interval = masks.schedule is None and own not in ("phases", "rounds")
+        if by_interval and max(1, -(-begin // every)) * every >= end:
             lines.append(f"masks.every: no update falls into these {steps} steps: the masks stay as they begin")
     if masks is not None and exchange.regime == "dense":
         lines.append("exchange.regime: dense sends the zeros of masked weights too; packed gives the same without them")

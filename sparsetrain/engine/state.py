@@ -22,10 +22,11 @@ from sparsetrain.engine.sparse_mean import sparse_mean
 from sparsetrain.engine.update import EveryStep, LocalSteps
 from sparsetrain.gradient.exchange import GradientExchange
 from sparsetrain.masks.controller import MaskController
+from sparsetrain.masks.schedule import MaskSchedule
 
 # Before the names of tensors in a rank's and in the masks' file.
 SCORES = "scores/"
-SHARED = ("dormant", "explored", "method")  # what the masks' file holds beside the masks
+SHARED = ("dormant", "explored", "method", "rewind")  # what the masks' file holds beside the masks
 
 
 @dataclasses.dataclass
@@ -67,6 +68,11 @@ class RunState:
             self.exchange.set_masks(self.masks.masks.limits, self.masks.masks.epoch)
             self.update.set_masks(self.masks.masks.limits)
 
+    def forget(self) -> None:
+        """Keep nothing of earlier gradients: weights have been rewound."""
+        self.exchange.forget()
+        self.update.forget()
+
     def forward(self) -> contextlib.AbstractContextManager[None]:
         """Return the context in which the model computes: with the forward sets of its masks."""
         return self.masks.forward() if self.masks is not None else contextlib.nullcontext()
@@ -104,7 +110,7 @@ def build(job: Job, world: World) -> RunState:
             sparse_mean=lambda values, places: sparse_mean(values, places, transport, "mask"),
             fresh=job.train.init_from is None,
         )
-        _check_boundaries(job, masks.schedule.updates())
+        _check_boundaries(job, masks.schedule)
     mask_gradients, pull = (masks.mask_gradients, masks.pull) if masks is not None else (_nothing, lambda step: None)
     clip, outer = job.train.clip, job.exchange.outer
     update: EveryStep | LocalSteps
@@ -135,12 +141,13 @@ def _nothing() -> None:
     return
 
 
-def _check_boundaries(job: Job, updates: list[int]) -> None:
+def _check_boundaries(job: Job, schedule: MaskSchedule) -> None:
     """Raise JobError for a mask update between two exchanges, where replicas differ."""
-    for step in updates:
+    for step in (schedule.rewind, *schedule.updates()):
         if step % job.exchange.every:
+            what = "weights to rewind to" if step == schedule.rewind else "an update"
             raise JobError(
-                f"masks.schedule: an update after step {step}, which is not a multiple of exchange.every "
+                f"masks.schedule: {what} after step {step}, which is not a multiple of exchange.every "
                 f"({job.exchange.every}): replicas are equal only at exchanges; allowed: its multiples"
             )
 

@@ -35,6 +35,8 @@ class Update(Protocol):
 
     def set_masks(self, masks: Mapping[str, Tensor]) -> None: ...
 
+    def forget(self) -> None: ...
+
     def state(self) -> dict[str, Tensor]: ...
 
     def load_state(self, state: Mapping[str, Tensor]) -> None: ...
@@ -87,6 +89,9 @@ class EveryStep:
 
     def set_masks(self, masks: Mapping[str, Tensor]) -> None:
         """Nothing of its own lives on masked coordinates."""
+
+    def forget(self) -> None:
+        """Nothing to forget."""
 
     def state(self) -> dict[str, Tensor]:
         """Return no tensors."""
@@ -170,6 +175,13 @@ class LocalSteps:
         for name, mask in masks.items():
             if name in self.momentum:
                 self.momentum[name].copy_(torch.where(mask, self.momentum[name], 0.0))
+
+    @torch.no_grad()
+    def forget(self) -> None:
+        """Begin with the present weights as anchors, and without outer momentum."""
+        self.set_masks({})
+        for momentum in self.momentum.values():
+            momentum.zero_()
 
     def state(self) -> dict[str, Tensor]:
         """Return the outer momentum by parameter name; checkpoints fall on exchanges, where anchor == weight."""

@@ -19,6 +19,7 @@ from sparsetrain.masks.explored import Explored
 from sparsetrain.masks.maskset import MaskSet
 from sparsetrain.masks.present import Present
 from sparsetrain.masks.probe import Probe
+from sparsetrain.masks.rewinding import Rewinding
 from sparsetrain.masks.schedule import Span
 from sparsetrain.masks.sources import Mean, Means, SparseMean
 
@@ -26,7 +27,9 @@ from sparsetrain.masks.sources import Mean, Means, SparseMean
 @dataclasses.dataclass(frozen=True)
 class Report:
     """One mask update: epoch reached, weights dropped from and grown into the forward set, grown / active, sparsity
-    aimed at and had, share of the weights that have ever been active (ITOP's R_s)."""
+    aimed at and had, share of the weights that have ever been active (ITOP's R_s). `rewound`: all weights have gone
+    back to an early step and the optimizer has forgotten everything; what else the caller keeps between steps, an
+    exchange's residuals say, has to be forgotten too."""
 
     epoch: int
     dropped: int
@@ -37,6 +40,7 @@ class Report:
     explored: float
     old: MaskSet
     new: MaskSet
+    rewound: bool = False
 
 
 class MaskController:
@@ -83,6 +87,9 @@ class MaskController:
             self.dormant = {}
         everything = {name: torch.ones_like(mask) for name, mask in self.masks.masks.items()}
         transition.apply(MaskSet(everything), self.masks, self.parameters, None, self.dormant)
+        self.rewinding = None
+        if self.method.rewinds:
+            self.rewinding = Rewinding(self.chooser.everything, self.schedule.rewind)
 
     def describe(self) -> str:
         """Return one line: the method, when masks change, and where its scores come from at what cost."""
@@ -145,6 +152,8 @@ class MaskController:
         the update waits for the next step on all ranks alike. Collective: every rank must call it, also in steps
         that change nothing. Raises MaskDisagreement.
         """
+        if self.rewinding is not None:
+            self.rewinding.reached(step)
         if not self.is_update(step):
             return None
         signal = self.source.take()
@@ -171,6 +180,10 @@ class MaskController:
         transition.apply(old, new, self.parameters, optimizer, self.dormant)
         if self.method.forgets(old.sparsity(), new.sparsity()):
             transition.forget(optimizer)
+        if self.rewinding is not None:
+            self.rewinding.rewind()
+            self.mask_weights()
+            transition.restart(optimizer)
         dropped = sum(int((old.masks[name] & ~mask).sum()) for name, mask in new.masks.items())
         grown = sum(int((mask & ~old.masks[name]).sum()) for name, mask in new.masks.items())
         churn = grown / max(1, sum(new.counts().values()))
@@ -178,7 +191,8 @@ class MaskController:
         self.explored = Explored(new) if old.sparsity() == 0.0 else self.explored
         self.explored.add(new)
         explored = self.explored.fraction()
-        return Report(new.epoch, dropped, grown, churn, new.sparsity(), target, explored, old, new)
+        rewound = self.rewinding is not None
+        return Report(new.epoch, dropped, grown, churn, new.sparsity(), target, explored, old, new, rewound)
 
     def check(self, step: int) -> None:
         """Compare all ranks' masks and weights every `agreement_every` steps; differences raise Disagreement, or are
@@ -236,13 +250,15 @@ class MaskController:
 
     def state_dict(self) -> dict[str, Any]:
         """Return what all ranks share: {"packed": bits by name, "epoch": int, "dormant": weights by name, "explored":
-        bits by name, "method": tensors}; schedule and generators follow from job and epoch."""
+        bits by name, "method": tensors, "rewind": weights by name}; schedule and generators follow from job and
+        epoch."""
         return {
             "packed": self.masks.packed(),
             "epoch": self.masks.epoch,
             "dormant": dict(self.dormant),
             "explored": self.explored.packed(),
             "method": self.method.state(),
+            "rewind": self.rewinding.state() if self.rewinding is not None else {},
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -257,6 +273,8 @@ class MaskController:
                 raise ValueError(f"no dormant weights for {name} of {tuple(weight.shape)}")
             self.dormant[name] = saved.to(weight)
         self.method.load_state(dict(state.get("method", {})))
+        if self.rewinding is not None:
+            self.rewinding.load_state(state.get("rewind", {}))
 
     def rank_state(self) -> dict[str, Tensor]:
         """Return what this rank keeps between updates; it belongs into a file of this rank. The mean over ranks of

@@ -58,6 +58,9 @@ class MaskMethod(abc.ABC):
     ranks_globally: ClassVar[bool] = False  # True: `saliency` may be compared across tensors
     structures: ClassVar[tuple[str, ...]] = ()  # the only ones that the rule makes sense for; none named: all
     keeps_dormant: ClassVar[bool] = False  # True: weights that leave the update set come back with their value
+    rewinds: ClassVar[bool] = (
+        False  # True: all weights go back to an early step at every update, which the schedule names
+    )
     decay: float = 1.0  # what a step leaves of the sums of the source Accumulated
 
     def __init__(self, config: Any) -> None:
