@@ -72,6 +72,7 @@ KINDS: dict[str, dict[str, str]] = {
         "lottery": "sparsetrain.masks.methods.lottery:Lottery",
         "taylor": "sparsetrain.masks.methods.taylor:Taylor",
         "obd": "sparsetrain.masks.methods.obd:OBD",
+        "woodfisher": "sparsetrain.masks.methods.woodfisher:WoodFisher",
         "movement": "sparsetrain.masks.methods.movement:Movement",
         "acdc": "sparsetrain.masks.methods.acdc:ACDC",
         "dnw": "sparsetrain.masks.methods.dnw:DNW",

@@ -284,7 +284,8 @@ class MaskController:
     def load_rank_state(self, state: Mapping[str, Tensor]) -> None:
         """Put back what `rank_state` returned. Raises ValueError when it does not fit the model."""
         kept = {key: tensor for key, tensor in state.items() if key != "owed"}
-        for name, tensor in kept.items():
+        for key, tensor in kept.items():
+            name = key.rpartition("/")[2]
             if name in self.parameters and tensor.shape != self.parameters[name].shape:
                 raise ValueError(f"scores of {name}: {tuple(tensor.shape)}, not {tuple(self.parameters[name].shape)}")
         self.owed = bool(state.get("owed", torch.zeros(1)).sum())

@@ -43,6 +43,9 @@ def test_every_method_keeps_the_count_exact_and_is_deterministic(name, progress)
     rule.begin({"w": weight})
     mask = rule.initial(moment(weight, everything, 90))
 
+    if name == "woodfisher":
+        signal = torch.stack([signal, signal.roll(1)])
+
     def update() -> torch.Tensor:
         masked = torch.where(mask, weight, 0.0)
         given = moment(masked, mask, 90, signal=signal, progress=progress, update_count=150)

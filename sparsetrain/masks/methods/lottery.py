@@ -1,4 +1,4 @@
-"""Lottery tickets by iterative magnitude pruning (Frankle and Carbin, ICLR 2019), with rewinding (Frankle et al. 2020)."""
+"""Lottery tickets by pruning and rewinding in turn (Frankle and Carbin, ICLR 2019; Frankle et al., ICML 2020)."""
 
 from __future__ import annotations
 
