@@ -42,7 +42,16 @@ def copies(trainer: Trainer) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
-@pytest.mark.parametrize("settings", [(), ("exchange.every=2", "exchange.outer.momentum=0.5")])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        (),
+        ("exchange.every=2", "exchange.outer.momentum=0.5"),
+        ("exchange.error_feedback=ef21_sgdm", "optimizer.name=sgd"),
+        ("exchange.residual=int8", "exchange.sparsifier=threshold"),
+    ],
+    ids=["plain", "local", "ef21", "int8"],
+)
 def test_after_each_prune_survivors_have_the_bits_of_the_early_step_and_nothing_else_is_left(optimizer, settings):
     base = [setting for setting in ROUNDS if optimizer == "sgd" or "momentum" not in setting]
     trainer = Trainer(

@@ -13,8 +13,10 @@ from sparsetrain.masks.regularisers.base import Regulariser
 
 
 class Hoyer(Regulariser):
-    """strength x (sum |w|)^2 / sum w^2 of each tensor, between 1 and its number of weights whatever their scale: small
-    weights shrink, large ones grow."""
+    """strength x (sum |w|)^2 / sum w^2 of each tensor: small weights shrink, large ones grow.
+
+    The quotient lies between 1 and the number of weights, whatever their scale.
+    """
 
     @dataclasses.dataclass(frozen=True, kw_only=True)
     class Config:
