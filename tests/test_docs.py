@@ -53,7 +53,7 @@ def test_every_mask_method_structure_distribution_and_schedule_is_on_the_page_of
     text = (pathlib.Path(__file__).parent.parent / "docs/masks.md").read_text()
     for name in registry.names("mask_method"):
         assert f"\n### {name}\n" in text
-    for kind in ("structure", "distribution", "mask_schedule"):
+    for kind in ("structure", "distribution", "mask_schedule", "regulariser"):
         assert all(f"`{name}`" in text for name in registry.names(kind)), kind
 
 

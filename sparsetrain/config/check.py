@@ -59,6 +59,13 @@ def check_masks(masks: Masks) -> None:
             f"masks.method: {name} lives on gradients of masked weights, and with {masks.structure.name} all of a "
             f"removed unit's are zero; allowed: {', '.join(others)}"
         )
+    if masks.regulariser is not None:
+        units = getattr(registry.load("regulariser", masks.regulariser.name), "structures", ())
+        if units and masks.structure.name not in units:
+            raise JobError(
+                f"masks.regulariser: {masks.regulariser.name} with {masks.structure.name}, whose units are single "
+                f"weights (l1 is the same); allowed: masks.structure {', '.join(units)}"
+            )
     if distribution == "global" and not getattr(method, "ranks_globally", False):
         raise JobError(
             f"masks.distribution: global compares scores across layers, and {name} has none to compare; "
@@ -68,6 +75,14 @@ def check_masks(masks: Masks) -> None:
         raise JobError(
             f"masks.distribution: with {masks.structure.name} every group keeps equally many, so global has "
             "nothing to move between layers; allowed: uniform"
+        )
+    schedule = masks.schedule.name if masks.schedule is not None else getattr(method, "schedule", "constant")
+    rewinds = getattr(method, "rewinds", False)
+    fitting = [n for n in registry.names("mask_schedule") if _rewinds(n) == rewinds]
+    if _rewinds(schedule) != rewinds:
+        raise JobError(
+            f"masks.schedule: {schedule} with {name}, which {'rewinds' if rewinds else 'does not rewind'}; "
+            f"allowed: {', '.join(fitting)}"
         )
     initial = getattr(masks.schedule.config, "initial", 0.0) if masks.schedule is not None else 0.0
     if initial > masks.sparsity and getattr(method, "starts_dense", False):
@@ -85,6 +100,10 @@ def check_masks(masks: Masks) -> None:
         raise JobError(
             f"masks.sparsity: {masks.sparsity} with {masks.structure.name}; allowed: {1.0 - structure.density:g}"
         )
+
+
+def _rewinds(schedule: str) -> bool:
+    return getattr(registry.load("mask_schedule", schedule), "rewinds", False)
 
 
 def check(job: Job) -> None:
@@ -132,7 +151,9 @@ def advice(job: Job) -> list[str]:
     if masks is not None and masks.method.name != "static":
         begin, end = _points(job)
         every = interval_of(masks.every, steps)
-        if masks.schedule is None and max(1, -(-begin // every)) * every >= end:
+        own = getattr(registry.load("mask_method", masks.method.name), "schedule", "constant")
+        by_interval = masks.schedule is None and own not in ("phases", "rounds")
+        if by_interval and max(1, -(-begin // every)) * every >= end:
             lines.append(f"masks.every: no update falls into these {steps} steps: the masks stay as they begin")
     if masks is not None and exchange.regime == "dense":
         lines.append("exchange.regime: dense sends the zeros of masked weights too; packed gives the same without them")

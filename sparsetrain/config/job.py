@@ -77,6 +77,8 @@ class Masks:
     structure: Annotated[Component, Named("structure", "unstructured")] = "unstructured"  # pyrefly: ignore[bad-assignment]
     # When masks change and to what sparsity; null: the method's own schedule.
     schedule: Annotated[Component | None, Named("mask_schedule", optional=True)] = None
+    # A penalty on the masked weights, added to their mean gradients; null: none.
+    regulariser: Annotated[Component | None, Named("regulariser", optional=True)] = None
     sparsity: BelowOne = 0.9
     begin: Point = 0.0
     end: Point = 0.75  # the last update comes strictly before this point

@@ -30,9 +30,10 @@ def preview(job: Job) -> list[Row]:
         density = 1.0
         if exchange.regime == "sparse":
             density = density_at(number, exchange.density, exchange.warmup_density, falling)
+        place, whole = masks.schedule.position(step - 1) if masks is not None else (step - 1, train.steps)
         row = {
             "train/step": step,
-            "train/lr": factor_at(step - 1, train.steps, train.warmup, train.final_learning_rate),
+            "train/lr": factor_at(place, whole, train.warmup, train.final_learning_rate),
             "grad/density": density,
         }
         row |= masks.at(step) if masks is not None else {"mask/sparsity": 0.0, "mask/update_sparsity": 0.0}

@@ -22,10 +22,11 @@ from sparsetrain.engine.sparse_mean import sparse_mean
 from sparsetrain.engine.update import EveryStep, LocalSteps
 from sparsetrain.gradient.exchange import GradientExchange
 from sparsetrain.masks.controller import MaskController
+from sparsetrain.masks.schedule import MaskSchedule
 
 # Before the names of tensors in a rank's and in the masks' file.
-SCORES, DORMANT, EXPLORED = "scores/", "dormant/", "explored/"
-NO_MASKS: dict[str, Any] = {"packed": {}, "epoch": 0, "dormant": {}, "explored": {}}
+SCORES = "scores/"
+SHARED = ("dormant", "explored", "method", "rewind")  # what the masks' file holds beside the masks
 
 
 @dataclasses.dataclass
@@ -67,6 +68,11 @@ class RunState:
             self.exchange.set_masks(self.masks.masks.limits, self.masks.masks.epoch)
             self.update.set_masks(self.masks.masks.limits)
 
+    def forget(self) -> None:
+        """Keep nothing of earlier gradients: weights have been rewound."""
+        self.exchange.forget()
+        self.update.forget()
+
     def forward(self) -> contextlib.AbstractContextManager[None]:
         """Return the context in which the model computes: with the forward sets of its masks."""
         return self.masks.forward() if self.masks is not None else contextlib.nullcontext()
@@ -105,8 +111,8 @@ def build(job: Job, world: World) -> RunState:
             sparse_mean=lambda values, places: sparse_mean(values, places, transport, "mask"),
             fresh=job.train.init_from is None,
         )
-        _check_boundaries(job, masks.schedule.updates())
-    mask_gradients, pull = (masks.mask_gradients, masks.pull) if masks is not None else (_nothing, _nothing)
+        _check_boundaries(job, masks.schedule)
+    mask_gradients, pull = (masks.mask_gradients, masks.pull) if masks is not None else (_nothing, lambda step: None)
     clip, outer = job.train.clip, job.exchange.outer
     update: EveryStep | LocalSteps
     if job.exchange.every == 1:
@@ -136,12 +142,13 @@ def _nothing() -> None:
     return
 
 
-def _check_boundaries(job: Job, updates: list[int]) -> None:
+def _check_boundaries(job: Job, schedule: MaskSchedule) -> None:
     """Raise JobError for a mask update between two exchanges, where replicas differ."""
-    for step in updates:
+    for step in (schedule.rewind, *schedule.updates()):
         if step % job.exchange.every:
+            what = "weights to rewind to" if step == schedule.rewind else "an update"
             raise JobError(
-                f"masks.schedule: an update after step {step}, which is not a multiple of exchange.every "
+                f"masks.schedule: {what} after step {step}, which is not a multiple of exchange.every "
                 f"({job.exchange.every}): replicas are equal only at exchanges; allowed: its multiples"
             )
 
@@ -176,10 +183,9 @@ def save(state: RunState, root: pathlib.Path) -> pathlib.Path:
         if state.job.exchange.every == 1:
             checkpoint.write_tensors(unfinished / "optimizer.safetensors", optimizer)
         checkpoint.write_tensors(unfinished / "model.safetensors", checkpoint.model_tensors(state.model))
-        masks = state.masks.state_dict() if state.masks is not None else NO_MASKS
-        dormant = {f"{DORMANT}{name}": tensor for name, tensor in masks["dormant"].items()}
-        explored = {f"{EXPLORED}{name}": tensor for name, tensor in masks["explored"].items()}
-        checkpoint.write_tensors(unfinished / "masks.safetensors", {**masks["packed"], **dormant, **explored})
+        masks = state.masks.state_dict() if state.masks is not None else {"packed": {}, "epoch": 0}
+        shared = {f"{part}/{name}": tensor for part in SHARED for name, tensor in masks.get(part, {}).items()}
+        checkpoint.write_tensors(unfinished / "masks.safetensors", {**masks["packed"], **shared})
         checkpoint.write_tensors(unfinished / "outer.safetensors", state.update.state())
         about = {
             "format": checkpoint.FORMAT,
@@ -216,7 +222,7 @@ def _restore(state: RunState, folder: pathlib.Path) -> None:
     checkpoint.load_model(state.model, checkpoint.read_saved(folder, "model.safetensors"), folder)
     if state.masks is not None:
         packed = checkpoint.read_saved(folder, "masks.safetensors")
-        parts = {"dormant": _under(packed, DORMANT), "explored": _under(packed, EXPLORED)}
+        parts = {part: _under(packed, f"{part}/") for part in SHARED}
         state.masks.load_state_dict({"packed": packed, "epoch": about.mask_epoch, **parts})
     state.sync_masks()
     state.update.load_state(checkpoint.read_saved(folder, "outer.safetensors"))

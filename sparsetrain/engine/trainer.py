@@ -81,6 +81,7 @@ class Trainer:
         self.peak = [group["lr"] for group in state.optimizer.param_groups]
         self.evaluation: dict[str, float] = {}
         self.skipped = 0  # steps in a row
+        self.began = 0.0  # on the clock, evaluations taken out
 
     def run(self) -> dict[str, Any]:
         """Train until the last step; evaluate, record and save where the job says so."""
@@ -98,15 +99,16 @@ class Trainer:
             self.log(f"masks: {state.masks.describe()}")
         for line in advice(job):
             self.log(f"note: {line}")
-        began = time.perf_counter() - state.wall_s
+        self.began = time.perf_counter() - state.wall_s
         while state.step < job.train.steps:
             report = self.train_step()
             done = state.step == job.train.steps
-            state.wall_s = time.perf_counter() - began
+            state.wall_s = time.perf_counter() - self.began
             row: dict[str, float] = {}
-            if done or state.step % job.train.evaluate_every == 0:
+            if report and report.rewound:
+                row.update(self.evaluation)
+            elif done or state.step % job.train.evaluate_every == 0:
                 row.update(self._evaluate())
-                began = time.perf_counter() - state.wall_s  # evaluation does not count as training time
             if done or row or report or state.step % job.log.every == 0:
                 self._record(row, report)
             if done or (job.checkpoint.every and state.step % job.checkpoint.every == 0):
@@ -128,7 +130,6 @@ class Trainer:
         last = state.step + 1 == job.train.steps
         self._forward_backward()
         masks = state.masks
-        due = masks is not None and masks.is_update(state.step + 1)
         if masks is not None and state.operations is not None:
             state.dense_steps += state.operations.training(masks.masks, masks.asks_all(state.step + 1))
         if masks is not None and masks.watches(state.step + 1):
@@ -136,7 +137,7 @@ class Trainer:
                 # Scores are means of unmasked gradients, so they are taken before anything is masked away.
                 masks.observe(state.step + 1, {name: gradient(p) for name, p in masks.parameters.items()})
         with self.window.span("update"):
-            updated = state.update.step(last)
+            updated = state.update.step(state.step + 1, last)
         self.window.stepped(updated)
         self.skipped = self.skipped + 1 if updated.skipped else 0
         if self.skipped == job.train.skip_limit:
@@ -146,15 +147,20 @@ class Trainer:
         report = None
         if masks is not None and updated.exchanged:
             masks.mask_weights()
-            if due and (report := masks.step(state.step + 1, state.optimizer)):
+            if masks.rewinding is not None and masks.is_update(state.step + 1):
+                self._evaluate()  # what the round has come to, before its weights are gone
+            if report := masks.step(state.step + 1, state.optimizer):
                 state.sync_masks()
+            if report and report.rewound:
+                state.forget()
             masks.check(state.step + 1)
         state.step += 1
         return report
 
     def _set_learning_rate(self) -> None:
-        train = self.job.train
-        factor = factor_at(self.state.step, train.steps, train.warmup, train.final_learning_rate)
+        train, masks = self.job.train, self.state.masks
+        step, steps = (self.state.step, train.steps) if masks is None else masks.schedule.position(self.state.step)
+        factor = factor_at(step, steps, train.warmup, train.final_learning_rate)
         for group, peak in zip(self.state.optimizer.param_groups, self.peak, strict=True):
             group["lr"] = peak * factor
 
@@ -188,12 +194,13 @@ class Trainer:
         return torch.autocast(self.world.transport.device.type, torch.bfloat16)
 
     def _evaluate(self) -> dict[str, float]:
-        train = self.job.train
+        train, began = self.job.train, time.perf_counter()
         self._check_replicas()
         with self.state.forward():
             self.evaluation = evaluate(
                 self.state.model, self.state.data, train.batch_size, train.evaluate_batches, self.world
             )
+        self.began += time.perf_counter() - began  # evaluation does not count as training time
         return dict(self.evaluation)
 
     def _check_replicas(self) -> None:

@@ -26,13 +26,16 @@ class Updated:
 
 
 class Update(Protocol):
-    """Turns the gradients in `.grad` into new weights. All ranks call `step` together."""
+    """Turns the gradients in `.grad` into new weights. All ranks call `step` together, with the number of steps that it
+    finishes and whether it is the last."""
 
-    def step(self, last: bool) -> Updated: ...
+    def step(self, step: int, last: bool) -> Updated: ...
 
     def listen(self, final: bool) -> None: ...
 
     def set_masks(self, masks: Mapping[str, Tensor]) -> None: ...
+
+    def forget(self) -> None: ...
 
     def state(self) -> dict[str, Tensor]: ...
 
@@ -49,7 +52,7 @@ class EveryStep:
         exchange: GradientExchange,
         clip: float,
         world: World,
-        pull: Callable[[], None],
+        pull: Callable[[int], None],
     ) -> None:
         self.pull = pull
         self.parameters = parameters
@@ -69,7 +72,7 @@ class EveryStep:
         if self.final and parameter.grad is not None:
             self.exchange.offer(name, parameter.grad)
 
-    def step(self, last: bool) -> Updated:
+    def step(self, step: int, last: bool) -> Updated:
         """Exchange, clip, step. A non-finite gradient on any rank skips the step on all."""
         means = self.exchange.aggregate({name: gradient(p) for name, p in self.parameters.items()})
         if means is None:
@@ -80,12 +83,15 @@ class EveryStep:
         # Rank 0's norm steers everyone: other processors may round a long sum differently.
         self.world.transport.broadcast(norm, "control")
         _clip(self.parameters, self.clip, norm)
-        self.pull()
+        self.pull(step)
         self.optimizer.step()
         return Updated(float(norm), True)
 
     def set_masks(self, masks: Mapping[str, Tensor]) -> None:
         """Nothing of its own lives on masked coordinates."""
+
+    def forget(self) -> None:
+        """Nothing to forget."""
 
     def state(self) -> dict[str, Tensor]:
         """Return no tensors."""
@@ -111,7 +117,7 @@ class LocalSteps:
         every: int,
         outer: Outer,
         mask_gradients: Callable[[], None],
-        pull: Callable[[], None],
+        pull: Callable[[int], None],
     ) -> None:
         self.pull = pull
         self.parameters = parameters
@@ -128,7 +134,7 @@ class LocalSteps:
     def listen(self, final: bool) -> None:
         """Nothing leaves before the local steps are done."""
 
-    def step(self, last: bool) -> Updated:
+    def step(self, step: int, last: bool) -> Updated:
         """Take a local step; at every H-th step and at the last one exchange the difference."""
         self.mask_gradients()
         gradients = [gradient(parameter) for parameter in self.parameters.values()]
@@ -136,7 +142,7 @@ class LocalSteps:
         finite = bool(torch.isfinite(norm))
         if finite:
             _clip(self.parameters, self.clip, norm)
-            self.pull()
+            self.pull(step)
             self.optimizer.step()
         self.since += 1
         if self.since < self.every and not last:
@@ -169,6 +175,13 @@ class LocalSteps:
         for name, mask in masks.items():
             if name in self.momentum:
                 self.momentum[name].copy_(torch.where(mask, self.momentum[name], 0.0))
+
+    @torch.no_grad()
+    def forget(self) -> None:
+        """Begin with the present weights as anchors, and without outer momentum."""
+        self.set_masks({})
+        for momentum in self.momentum.values():
+            momentum.zero_()
 
     def state(self) -> dict[str, Tensor]:
         """Return the outer momentum by parameter name; checkpoints fall on exchanges, where anchor == weight."""

@@ -115,6 +115,11 @@ class Channel:
             self.kept[field].write(state.clone() if self.active is None else state[self.active])
         return True
 
+    def forget(self) -> None:
+        """Set all fields to zero."""
+        for field in self.kept:
+            self.kept[field] = STORAGES[self.storage](self.size, self.device)
+
     def dense(self, field: str) -> Tensor:
         """Return a field in the bucket's full shape, zero at inactive places."""
         if self.active is None:

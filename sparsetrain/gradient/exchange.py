@@ -240,6 +240,14 @@ class GradientExchange:
             self.collective.forget()
         self.epoch = epoch
 
+    def forget(self) -> None:
+        """Keep nothing of earlier exchanges but their number: residuals and their like are zero. Every rank must call
+        it."""
+        for channel in self.channels:
+            channel.forget()
+        self.small.forget()
+        self.collective.forget()
+
     def state(self) -> dict[str, Tensor]:
         """Return what this rank keeps between steps: `residual/<parameter name>` and its like (fp32, U-coordinates;
         `rest/<parameter name>` is the residual of a tensor that travels dense), `collective/...`. It belongs into a

@@ -65,6 +65,10 @@ class Small:
             self.rest = outcome.leftover[0].values
         return self.bucket.split(feedback.dense(self.mean, self.state))
 
+    def forget(self) -> None:
+        """Keep nothing."""
+        self.rest, self.state = torch.zeros_like(self.flat), {}
+
     def saved(self) -> dict[str, Tensor]:
         """Return copies of what is kept, as `field/parameter name`, 1-D."""
         return {

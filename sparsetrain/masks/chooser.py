@@ -94,6 +94,9 @@ class Chooser:
         """Return the masks of the next epoch, at sparsity `target`. `progress` is the share of the schedule's span that
         is over, `budget` the schedule's sparsity where that is another one."""
         moments = self._moments(masks, weights, signal, target, progress, budget)
+        free = {name: moment for name, moment in moments.items() if name not in self.rules}
+        counts = self.method.allocate(free, {name: moment.count for name, moment in free.items()})
+        moments |= {name: dataclasses.replace(free[name], count=count) for name, count in counts.items()}
         return self._sets(
             {name: self.method.update(moment) for name, moment in moments.items()}, moments, masks.epoch + 1
         )
@@ -114,6 +117,7 @@ class Chooser:
         weights, signal, forward = self.view.gather(weights), self.view.gather(signal), self.view.masks(masks.masks)
         draft = {
             name: Moment(
+                name=name,
                 weight=weights[name],
                 mask=forward[name],
                 layout=layout,

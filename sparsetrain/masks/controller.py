@@ -18,7 +18,9 @@ from sparsetrain.masks.agreement import Gather, agree, agree_weights
 from sparsetrain.masks.chooser import Chooser
 from sparsetrain.masks.explored import Explored
 from sparsetrain.masks.maskset import MaskSet
+from sparsetrain.masks.present import Present
 from sparsetrain.masks.probe import Probe
+from sparsetrain.masks.rewinding import Rewinding
 from sparsetrain.masks.schedule import Span
 from sparsetrain.masks.sources import Mean, Means, SparseMean
 from sparsetrain.masks.timing import aims
@@ -28,7 +30,9 @@ from sparsetrain.masks.timing import aims
 class Report:
     """One mask update: epoch reached, weights dropped from and grown into the forward set, grown / active, sparsity
     aimed at and had, share of the structure's units that is out, share of the weights that have ever been active
-    (ITOP's R_s). Couplings that share weights leave fewer of them than of units."""
+    (ITOP's R_s). Couplings that share weights leave fewer of them than of units. `rewound`: all weights have gone back
+    to an early step and the optimizer has forgotten everything; what else the caller keeps between steps, an exchange's
+    residuals say, has to be forgotten too."""
 
     epoch: int
     dropped: int
@@ -40,6 +44,7 @@ class Report:
     explored: float
     old: MaskSet
     new: MaskSet
+    rewound: bool = False
 
 
 class MaskController:
@@ -71,11 +76,13 @@ class MaskController:
         self.span = Span(steps, config.begin, config.end, config.every)
         self.chooser = Chooser(config, parameters, maskable, couplings, seed, self.span)
         self.method, self.schedule = self.chooser.method, self.chooser.schedule
+        self.regulariser = config.regulariser.build() if config.regulariser is not None else None
         self.parameters = self.chooser.parameters
         updates = self.schedule.updates() if self.method.changes else []
         means = Means(mean or _alone, sparse_mean or _alone_at)
         self.source = self.method.source(self.method, updates, means, self.chooser.layouts, self.span)
         self.owed = False  # an update whose scores were not finite waits for the next step that can take it
+        self.method.begin({name: parameter.detach() for name, parameter in self.parameters.items()})
         self.masks = self.chooser.first()
         self.explored = Explored(self.masks)
         self.rescales = config.rescale_init and fresh
@@ -86,6 +93,9 @@ class MaskController:
             self.dormant = {}
         everything = {name: torch.ones_like(mask) for name, mask in self.masks.masks.items()}
         transition.apply(MaskSet(everything), self.masks, self.parameters, None, self.dormant)
+        self.rewinding = None
+        if self.method.rewinds:
+            self.rewinding = Rewinding(self.chooser.everything, self.schedule.rewind)
 
     def describe(self) -> str:
         """Return one line: the method, when masks change, and where its scores come from at what cost."""
@@ -114,7 +124,7 @@ class MaskController:
                 self.parameters[name].copy_(torch.where(mask, first[name], 0.0))
         for name, weight in first.items():
             self.parameters[name].copy_(weight)
-        self._commit(self._agreed(proposed), final, None)
+        self._commit(self._agreed(proposed), final, None, {})
         if self.rescales:
             self._rescale()
 
@@ -148,6 +158,8 @@ class MaskController:
         the update waits for the next step on all ranks alike. Collective: every rank must call it, also in steps
         that change nothing. Raises MaskDisagreement.
         """
+        if self.rewinding is not None:
+            self.rewinding.reached(step)
         if not self.is_update(step):
             return None
         signal = self.source.take()
@@ -157,7 +169,7 @@ class MaskController:
         target, budget = aims(self.method, self.schedule, self.span, self.config.sparsity, step)
         progress = self.span.fraction(step)
         proposed = self.chooser.propose(self.masks, self._weights(), signal, target, progress, budget)
-        return self._commit(self._agreed(proposed), target, optimizer)
+        return self._commit(self._agreed(proposed), target, optimizer, signal)
 
     def _agreed(self, proposed: MaskSet) -> MaskSet:
         """Return the masks that all ranks propose, after each has said that it has seen the others agree."""
@@ -165,13 +177,22 @@ class MaskController:
         self.gather(new.epoch.to_bytes(8, "little"))
         return new
 
-    def _commit(self, new: MaskSet, target: float, optimizer: torch.optim.Optimizer | None) -> Report:
+    @torch.no_grad()
+    def _commit(
+        self, new: MaskSet, target: float, optimizer: torch.optim.Optimizer | None, signal: Mapping[str, Tensor]
+    ) -> Report:
         old, self.masks = self.masks, new
         fresh = self.chooser.view.fresh(old, new, self.parameters, self.chooser.seed)
+        for name, weight in self.method.settle(old, new, self._weights(), dict(signal)).items():
+            self.parameters[name].copy_(weight)
         transition.apply(old, new, self.parameters, optimizer, self.dormant)
         transition.begin(self.parameters, fresh)
         if self.method.forgets(old.sparsity(), new.sparsity()):
             transition.forget(optimizer)
+        if self.rewinding is not None:
+            self.rewinding.rewind()
+            self.mask_weights()
+            transition.restart(optimizer)
         dropped = sum(int((old.masks[name] & ~mask).sum()) for name, mask in new.masks.items())
         grown = sum(int((mask & ~old.masks[name]).sum()) for name, mask in new.masks.items())
         churn = grown / max(1, sum(new.counts().values()))
@@ -181,7 +202,8 @@ class MaskController:
         explored = self.explored.fraction()
         kept, units = self.chooser.view.units(new.masks)
         out = 1.0 - kept / units
-        return Report(new.epoch, dropped, grown, churn, new.sparsity(), target, out, explored, old, new)
+        rewound = self.rewinding is not None
+        return Report(new.epoch, dropped, grown, churn, new.sparsity(), target, out, explored, old, new, rewound)
 
     def check(self, step: int) -> None:
         """Compare all ranks' masks and weights every `agreement_every` steps; differences raise Disagreement, or are
@@ -224,21 +246,30 @@ class MaskController:
                 parameter.grad = torch.where(update, parameter.grad, 0.0)
 
     @torch.no_grad()
-    def pull(self) -> None:
-        """Add to the mean gradients what the method asks for because of the weights alone, on all ranks alike."""
+    def pull(self, step: int) -> None:
+        """Add to the mean gradients what method and regulariser ask for because of the weights alone, on all ranks
+        alike, in the step that makes `step` finished ones."""
         for name, parameter in self.parameters.items():
-            force = self.method.pull(parameter.detach(), self.masks.masks[name], self.masks.update(name))
-            if force is not None and parameter.grad is not None:
-                parameter.grad.add_(force)
+            if parameter.grad is None:
+                continue
+            mask, update, layout = self.masks.masks[name], self.masks.update(name), self.chooser.layouts[name]
+            present = Present(name, parameter.detach(), mask, update, layout, self.chooser.seed, step)
+            forces = [self.method.pull(present), self.regulariser.pull(present) if self.regulariser else None]
+            for force in forces:
+                if force is not None:
+                    parameter.grad.add_(torch.where(update, force, 0.0))
 
     def state_dict(self) -> dict[str, Any]:
         """Return what all ranks share: {"packed": bits by name, "epoch": int, "dormant": weights by name, "explored":
-        bits by name}; schedule and generators follow from job and epoch."""
+        bits by name, "method": tensors, "rewind": weights by name}; schedule and generators follow from job and
+        epoch."""
         return {
             "packed": self.masks.packed(),
             "epoch": self.masks.epoch,
             "dormant": dict(self.dormant),
             "explored": self.explored.packed(),
+            "method": self.method.state(),
+            "rewind": self.rewinding.state() if self.rewinding is not None else {},
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -252,6 +283,9 @@ class MaskController:
             if saved is None or saved.shape != weight.shape:
                 raise ValueError(f"no dormant weights for {name} of {tuple(weight.shape)}")
             self.dormant[name] = saved.to(weight)
+        self.method.load_state(dict(state.get("method", {})))
+        if self.rewinding is not None:
+            self.rewinding.load_state(state.get("rewind", {}))
 
     def rank_state(self) -> dict[str, Tensor]:
         """Return what this rank keeps between updates; it belongs into a file of this rank. The mean over ranks of
@@ -261,7 +295,8 @@ class MaskController:
     def load_rank_state(self, state: Mapping[str, Tensor]) -> None:
         """Put back what `rank_state` returned. Raises ValueError when it does not fit the model."""
         kept = {key: tensor for key, tensor in state.items() if key != "owed"}
-        for name, tensor in kept.items():
+        for key, tensor in kept.items():
+            name = key.rpartition("/")[2]
             if name in self.parameters and tensor.shape != self.parameters[name].shape:
                 raise ValueError(f"scores of {name}: {tuple(tensor.shape)}, not {tuple(self.parameters[name].shape)}")
         self.owed = bool(state.get("owed", torch.zeros(1)).sum())

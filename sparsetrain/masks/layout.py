@@ -45,7 +45,8 @@ class Layout:
         return self._units(mask).all(2)
 
     def expand(self, units: Tensor) -> Tensor:
-        """Return the mask, bool of `shape` on the CPU, whose weights are those of the chosen units."""
+        """Return a tensor of `shape` on the CPU in which every weight has what its unit has in `units`: of chosen units
+        the mask."""
         flat = units.unsqueeze(2).expand(self.groups, self.units, self.size).reshape(-1)
         if self.order is not None:
             mask = torch.empty_like(flat)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-from typing import Any
+from typing import Any, ClassVar
 
 from sparsetrain.config.numbers import interval_of, steps_of
 
@@ -41,6 +41,8 @@ class Span:
 class MaskSchedule(abc.ABC):
     """When masks change and to what sparsity. Equal arguments give equal answers on all ranks: there is no state."""
 
+    rewinds: ClassVar[bool] = False  # True: at every update weights go back to the step `rewind`
+
     def __init__(self, config: Any, span: Span) -> None:
         self.config = config
         self.span = span
@@ -53,6 +55,15 @@ class MaskSchedule(abc.ABC):
     def is_update(self, step: int) -> bool:
         """Return whether masks change after `step` finished steps."""
         return step in self._updates
+
+    @property
+    def rewind(self) -> int:
+        """Return the number of finished steps whose weights come back, where the schedule rewinds."""
+        return 0
+
+    def position(self, step: int) -> tuple[int, int]:
+        """Return where the learning rate's schedule is after `step` finished steps, and how many steps it has."""
+        return step, self.span.steps
 
     @abc.abstractmethod
     def sparsity(self, final: float, step: int) -> float:

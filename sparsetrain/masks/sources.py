@@ -127,8 +127,9 @@ class ActiveGradient(MeanGradient):
 
 
 class Accumulated(Source):
-    """The sum over all steps so far of the method's contribution, which is linear in the gradient: each rank adds up
-    its own, and one dense all-reduce an update gives their mean. A rank leaves out a step whose gradient is not finite.
+    """The sum over all steps so far of the method's contribution, which is linear in the gradient, or with a `decay`
+    of the method below 1 its moving average: each rank adds up its own, and one dense all-reduce an update gives their
+    mean. A rank leaves out a step whose gradient is not finite.
     """
 
     wire = "2 x 4N (P-1)/P"
@@ -142,7 +143,7 @@ class Accumulated(Source):
         self.kept = self.kept or {name: torch.zeros_like(gradients[name], dtype=torch.float32) for name in gradients}
         parts = {name: self.method.contribution(weights[name], gradient) for name, gradient in gradients.items()}
         if finite(parts):
-            self.kept = {name: self.kept[name] + part for name, part in parts.items()}
+            self.kept = {name: self.method.decay * self.kept[name] + part for name, part in parts.items()}
 
     def take(self) -> Tensors | None:
         """See Source. Collective."""
@@ -153,12 +154,8 @@ class Accumulated(Source):
         return dict(self.kept)
 
 
-class Curvature(Source):
-    """The mean of squared mean gradients over the method's `window` of steps up to an update (the diagonal of the
-    empirical Fisher matrix): a dense all-reduce in each of those steps.
-
-    Squares of means, not means of the ranks' squares: those would depend on the number of ranks.
-    """
+class Windowed(Source):
+    """Watches the method's `window` of steps up to an update: a dense all-reduce in each of those steps."""
 
     wire = "window x 2 x 4N (P-1)/P"
 
@@ -173,6 +170,17 @@ class Curvature(Source):
         """See Source."""
         return step in self.watched
 
+    def state(self) -> Tensors:
+        """See Source."""
+        return dict(self.kept)
+
+
+class Curvature(Windowed):
+    """The mean of squared mean gradients over the window (the diagonal of the empirical Fisher matrix).
+
+    Squares of means, not means of the ranks' squares: those would depend on the number of ranks.
+    """
+
     def observe(self, step: int, weights: Tensors, gradients: Tensors, masks: MaskSet) -> None:
         """See Source. Collective."""
         squares = {name: mean.square() for name, mean in self.mean(gradients).items()}
@@ -186,9 +194,22 @@ class Curvature(Source):
         count = total.pop("count", torch.zeros(1))
         return {name: part / count for name, part in total.items()} if count else None
 
-    def state(self) -> Tensors:
+
+class Gradients(Windowed):
+    """The mean gradients of the window themselves, [steps, *shape] of each tensor: window x 4N bytes of memory."""
+
+    def observe(self, step: int, weights: Tensors, gradients: Tensors, masks: MaskSet) -> None:
+        """See Source. Collective."""
+        means = self.mean(gradients)
+        if finite(means):
+            self.kept |= {f"{step:010d}/{name}": mean.float() for name, mean in means.items()}
+
+    def take(self) -> Tensors | None:
         """See Source."""
-        return dict(self.kept)
+        kept, self.kept = self.kept, {}
+        names = dict.fromkeys(key.partition("/")[2] for key in kept)
+        found = {name: [kept[key] for key in sorted(kept) if key.partition("/")[2] == name] for name in names}
+        return {name: torch.stack(parts) for name, parts in found.items()} if kept else None
 
 
 def finite(tensors: Mapping[str, Tensor]) -> bool:

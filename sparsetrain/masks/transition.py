@@ -45,6 +45,12 @@ def apply(
                 value.copy_(torch.where(stayed, value, _fresh(field, value, stayed, after)))
 
 
+def restart(optimizer: torch.optim.Optimizer | None) -> None:
+    """Let the optimizer forget everything, as if no step had been taken."""
+    if optimizer is not None:
+        optimizer.state.clear()
+
+
 @torch.no_grad()
 def begin(parameters: Mapping[str, nn.Parameter], fresh: Mapping[str, tuple[Tensor, Tensor]]) -> None:
     """Give grown weights that do not begin at 0 their values; `fresh` holds (places, values) by name."""

@@ -15,7 +15,7 @@ MISTAKES = [
     ("masks.method.drop=1", "masks.method.drop: unknown key (given 1); allowed: name, ", ""),
     (
         "masks.method.name=riggle",
-        "masks.method: unknown mask_method 'riggle'; allowed: acdc, gmp",
+        "masks.method: unknown mask_method 'riggle'; allowed: acdc, deepr",
         "'rigl'",
     ),
     ("masks.sparsity=1.0", "masks.sparsity: must be less than 1 (given 1.0)", ""),

@@ -20,9 +20,9 @@ SMALL = (
 )
 
 
-@pytest.mark.parametrize("method", ["rigl", "gmp", "acdc", "topkast", "static", "{name: mest, soft: true}"])
+@pytest.mark.parametrize("method", ["rigl", "gmp", "acdc", "topkast", "static", "lottery", "{name: mest, soft: true}"])
 def test_a_run_follows_its_preview(method, tmp_path):
-    every = 1 if method == "acdc" else 5  # phases are shares of the run
+    every = 1 if method in ("acdc", "lottery") else 5  # their phases are shares of the run
     own = (f"exchange={{density: 0.1, warmup: 0.5, every: {every}}}", f"masks.method={method}")
     job = load_job("text_gpt", (*SMALL, *own))
     train(job, World(rank=0, size=1, local_rank=0, transport=Alone()), tmp_path, lambda line: None)

@@ -12,6 +12,7 @@ from sparsetrain.config.component import adapter
 from sparsetrain.masks.generator import generator_for
 from sparsetrain.masks.layout import Layout
 from sparsetrain.masks.methods.base import MaskMethod, Moment
+from sparsetrain.masks.present import Present
 
 
 def method(name: str, **options: Any) -> MaskMethod:
@@ -27,6 +28,7 @@ def flat(shape: tuple[int, ...]) -> Layout:
 def moment(weight: Tensor, mask: Tensor, count: int, **given: Any) -> Moment:
     """Return a moment in the middle of a schedule; what is not given is plain."""
     plain = {
+        "name": "w",
         "layout": flat(tuple(weight.shape)),
         "update_count": count,
         "budget": count,
@@ -34,3 +36,9 @@ def moment(weight: Tensor, mask: Tensor, count: int, **given: Any) -> Moment:
         "generator": generator_for(0, "w", 1),
     }
     return Moment(**{"weight": weight, "mask": mask, "count": count, **plain, **given})
+
+
+def present(weight: Tensor, mask: Tensor, update: Tensor, **given: Any) -> Present:
+    """Return what a tensor holds at a step."""
+    plain = {"name": "w", "layout": flat(tuple(weight.shape)), "seed": 0, "step": 1}
+    return Present(**{"weight": weight, "mask": mask, "update": update, **plain, **given})

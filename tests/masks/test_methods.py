@@ -1,6 +1,6 @@
 import pytest
 import torch
-from moments import flat, method, moment
+from moments import flat, method, moment, present
 
 from sparsetrain import registry
 from sparsetrain.masks.explored import Explored
@@ -40,7 +40,11 @@ def test_every_method_keeps_the_count_exact_and_is_deterministic(name, progress)
     weight = torch.randn(20, 30, generator=torch.Generator().manual_seed(0)).round()
     signal = torch.randn(20, 30, generator=torch.Generator().manual_seed(1)).round()
     everything = torch.ones_like(weight, dtype=torch.bool)
+    rule.begin({"w": weight})
     mask = rule.initial(moment(weight, everything, 90))
+
+    if name == "woodfisher":
+        signal = torch.stack([signal, signal.roll(1)])
 
     def update() -> torch.Tensor:
         masked = torch.where(mask, weight, 0.0)
@@ -105,8 +109,82 @@ def test_movement_keeps_what_moves_away_from_zero_whatever_its_size():
 
 
 def test_sr_ste_pulls_the_weights_outside_its_mask_to_zero():
-    pull = method("sr_ste", decay=0.5).pull(torch.tensor([2.0, -4.0]), bits("10"), bits("11"))
+    pull = method("sr_ste", decay=0.5).pull(present(torch.tensor([2.0, -4.0]), bits("10"), bits("11")))
     assert pull.tolist() == [0.0, -2.0]
+
+
+def test_dnw_takes_the_largest_of_all_anew_and_lets_all_weights_learn():
+    rule = method("dnw")
+    weight = torch.tensor([1.0, -4.0, 3.0, 2.0])
+    given = moment(weight, bits("1001"), 2)
+    mask = rule.update(given)
+    assert torch.equal(mask, bits("0110")) and torch.all(rule.update_set(given, mask))
+    assert torch.equal(rule.initial(given), bits("0110"))
+    assert rule.pull(present(weight, mask, bits("1111"))) is None
+
+
+def test_granet_prunes_first_and_then_trades_the_smallest_for_the_largest_gradients():
+    rule = method("granet", drop_fraction=0.5)
+    weight = torch.tensor([6.0, -5.0, 4.0, 3.0, 2.0, 1.0, 0.0, 0.0])
+    signal = torch.tensor([0.0, 0.0, 0.0, -1.0, 0.5, 7.0, -8.0, 2.0])
+    # Six are active, four shall be; of those four the two smallest go, for the two largest |g| of all the others.
+    assert torch.equal(rule.update(moment(weight, bits("11111100"), 4, signal=signal)), bits("11000110"))
+
+
+def test_deepr_sends_what_has_crossed_zero_to_sleep_and_wakes_others_from_zero():
+    rule = method("deepr")
+    rule.begin({"w": torch.tensor([1.0, -1.0, 1.0, -1.0, 1.0, 1.0])})
+    weight = torch.tensor([0.5, 0.5, -0.5, -0.5, 0.0, 0.0])
+    new = rule.update(moment(weight, bits("111100"), 4))
+    assert torch.equal(new, bits("100111"))  # the second and third have crossed; two others were asleep
+    crowded = rule.update(moment(weight, bits("111100"), 5))
+    assert crowded[[0, 3, 4, 5]].all() and int(crowded.sum()) == 5  # nothing else is left: one comes back
+    values = rule.settle(MaskSet({"w": bits("111100")}), MaskSet({"w": crowded}), {"w": weight}, {})
+    back = int(torch.nonzero(crowded & bits("011000")))
+    assert values["w"][back] == 0.0 and values["w"][0] == 0.5
+    assert rule.settle(MaskSet({"w": bits("111100")}), MaskSet({"w": new}), {"w": weight}, {}) == {}
+
+
+def test_deepr_wakes_uniformly():
+    rule = method("deepr")
+    rule.begin({"w": torch.ones(40)})
+    weight = torch.where(torch.arange(40) < 10, -1.0, torch.where(torch.arange(40) < 20, 1.0, 0.0))
+    woken = torch.zeros(40)
+    for seed in range(400):
+        generator = torch.Generator().manual_seed(seed)
+        woken += rule.update(moment(weight, torch.arange(40) < 20, 20, generator=generator))
+    # 20 sleepers share 10 places: a half each, five standard deviations are 0.125.
+    assert (
+        torch.all((woken[20:] / 400 - 0.5).abs() < 0.125) and woken[:10].sum() == 0 and torch.all(woken[10:20] == 400)
+    )
+
+
+def test_deepr_pulls_to_zero_and_shakes_alike_on_all_ranks_and_anew_in_every_step():
+    weight = torch.ones(100, 100)
+    weight[::2] = -1.0
+    mask = torch.ones(100, 100, dtype=torch.bool)
+    mask[:10] = False
+
+    def pull(step: int, **options: float) -> torch.Tensor:
+        rule = method("deepr", **options)
+        rule.begin({"w": weight})
+        return rule.pull(present(weight, mask, mask, step=step))
+
+    still = pull(1, penalty=0.25, noise=0.0)
+    assert torch.equal(still, torch.where(mask, 0.25 * weight, 0.0))
+    shaken = pull(1, penalty=0.0, noise=2.0)
+    assert torch.equal(shaken, pull(1, penalty=0.0, noise=2.0)) and torch.all(shaken[:10] == 0)
+    assert shaken[10:].std() == pytest.approx(2.0, rel=0.05) and abs(shaken[10:].mean()) < 0.1
+    other = pull(2, penalty=0.0, noise=2.0)
+    assert abs(torch.corrcoef(torch.stack([shaken[10:].flatten(), other[10:].flatten()]))[0, 1]) < 0.05
+
+
+def test_the_signs_of_deepr_go_round():
+    rule, again = method("deepr"), method("deepr")
+    rule.begin({"w": torch.tensor([1.0, -1.0, 0.0])})
+    again.begin({"w": torch.tensor([-1.0, -1.0, -1.0])})
+    again.load_state(rule.state())
+    assert again.positive.masks["w"].tolist() == [True, False, True]
 
 
 def test_topkast_trains_a_larger_set_and_penalises_it_more_outside_the_forward_set():
@@ -118,7 +196,7 @@ def test_topkast_trains_a_larger_set_and_penalises_it_more_outside_the_forward_s
     assert torch.equal(mask, bits("1000")) and torch.equal(update, bits("1110"))
     assert rule.update_sparsity(0.75) == 0.25
     # The density of A is 1/4: what is outside it pays four times as much.
-    assert rule.pull(weight, mask, update).tolist() == pytest.approx([0.1, -0.4, 0.4, 0.0])
+    assert rule.pull(present(weight, mask, update)).tolist() == pytest.approx([0.1, -0.4, 0.4, 0.0])
 
 
 def test_mest_scores_active_weights_by_size_and_gradient():

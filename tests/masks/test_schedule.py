@@ -1,3 +1,5 @@
+import itertools
+
 import pytest
 
 from sparsetrain import registry
@@ -24,6 +26,34 @@ def test_cubic(step, sparsity):
 @pytest.mark.parametrize(("step", "sparsity"), [(4000, 0.549219), (5000, 0.83125), (6000, 0.935156), (7000, 0.95)])
 def test_cubic_of_the_rigl_lenet_configuration(step, sparsity):
     assert schedule("cubic", Span(11_719, 3000, 7001, 100)).sparsity(0.95, step) == pytest.approx(sparsity, abs=5e-7)
+
+
+@pytest.mark.parametrize(("rounds", "density"), [(5, 0.3277), (10, 0.1074), (11, 0.0859), (20, 0.0115)])
+def test_rounds_that_prune_a_fifth_each(rounds, density):
+    found = schedule("rounds", Span(1000, 0, 1, 1), rounds=rounds)
+    final = 1 - 0.8**rounds
+    for n, update in enumerate(found.updates(), 1):
+        assert 1 - found.sparsity(final, update) == pytest.approx(0.8**n)
+    assert len(found.updates()) == rounds and 1 - found.sparsity(final, 999) == pytest.approx(density, abs=5e-5)
+
+
+@pytest.mark.parametrize(
+    ("steps", "rounds", "rewind"), [(100, 3, 0), (100, 3, 10), (103, 3, 10), (7, 5, 0), (50, 1, 20)]
+)
+def test_stretches_after_a_rewind_begin_at_its_step_and_are_equally_long(steps, rounds, rewind):
+    found = schedule("rounds", Span(steps, 0, 1, 1), rounds=rounds, rewind=rewind)
+    length, updates = found.length, found.updates()
+    assert updates[0] == length and {b - a for a, b in itertools.pairwise(updates)} <= {length - rewind}
+    assert length - rewind <= steps - updates[-1] <= length - rewind + rounds
+    places = [found.position(step) for step in range(steps)]
+    assert {whole for _, whole in places} == {length}
+    stretches = [list(range(length)), *[list(range(rewind, length)) for _ in range(rounds)]]
+    expected = [place for stretch in stretches for place in stretch]
+    assert [place for place, _ in places] == (expected + [length - 1] * rounds)[:steps]
+
+
+def test_other_schedules_have_one_stretch():
+    assert schedule("cubic", Span(100, 0, 80, 10)).position(37) == (37, 100)
 
 
 def test_the_mean_of_a_cubic_ramp_is_three_quarters_of_its_end():

@@ -21,6 +21,9 @@ VARIANTS = {"synflow": {"iterations": 10}, "soft mest": {"name": "mest", "soft":
 METHODS = sorted({*registry.names("mask_method"), *VARIANTS})
 STRUCTURES = sorted({*registry.names("structure"), *OPTIONS})
 PRODUCT = list(itertools.product(METHODS, STRUCTURES, registry.names("distribution")))
+# Averages that are binary fractions, so that the mean over ranks is exact; a threshold among these weights.
+METHOD_OPTIONS = {"snfs": {"momentum": 0.5}, "dsr": {"threshold": 1.0}, "deepr": {"penalty": 0.25, "noise": 0.5}}
+MOVING = ("snfs", "dsr")  # the budget moves between tensors; only its sum is exact
 STEPS, EVERY = 12, 3
 # Two couplings hold each of the matrices; a head's rows are two runs that lie apart.
 COUPLINGS = [
@@ -39,15 +42,16 @@ COUPLINGS = [
 class Replica:
     """One rank's weights, optimizer and masks, driven by made-up gradients that are whole numbers."""
 
-    def __init__(self, combination: tuple[str, str, str], world: World, kind: str) -> None:
-        method, structure, distribution = combination
+    def __init__(self, combination: tuple[str, ...], world: World, kind: str) -> None:
+        method, structure, distribution, *regulariser = combination
         tree = {
-            "method": {"name": method, **VARIANTS.get(method, {})},
+            "method": {"name": method, **METHOD_OPTIONS.get(method, {}), **VARIANTS.get(method, {})},
             "structure": {"name": structure, **OPTIONS.get(structure, {})},
             "distribution": distribution,
             "sparsity": 0.5 if structure in ("n:m", "tiles") else 0.75,
             "every": EVERY,
             "end": 1.0,
+            "regulariser": {"name": regulariser[0], "strength": 0.5} if regulariser else None,
         }
         draw = torch.Generator().manual_seed(1)
         shapes = {"a": (16, 24), "b": (24, 16), "bias": (16,)}
@@ -104,7 +108,7 @@ class Replica:
         for name, update in self.masks.masks.limits.items():
             self.parameters[name].grad[~update] = float("nan")  # whatever an inactive weight's gradient is
         self.masks.mask_gradients()
-        self.masks.pull()
+        self.masks.pull(step)
         self.optimizer.step()
         self.masks.mask_weights()
         report = self.masks.step(step, self.optimizer)
@@ -129,7 +133,10 @@ class Replica:
         with self.masks.forward():
             for name, mask in found.masks.items():
                 assert torch.all(self.parameters[name][~mask] == 0)
-        if report is not None and self.masks.config.distribution.name != "global":
+        if report is not None and self.masks.config.method.name in MOVING:
+            wanted = self.masks.chooser.counts(report.target_sparsity, {})
+            assert sum(found.counts().values()) == sum(wanted.values())
+        elif report is not None and self.masks.config.distribution.name != "global":
             for name, count in self.masks.chooser.counts(report.target_sparsity, {}).items():
                 # Neurons that are left cannot always share the budget of the ablated ones without a remainder.
                 unspent = self.masks.chooser.layouts[name].groups if self.masks.config.method.name == "srigl" else 1
@@ -159,7 +166,7 @@ class Replica:
         return self.masks.masks.digest().hex(), weights
 
 
-def build(combination: tuple[str, str, str], world: World, kind: str) -> Replica | None:
+def build(combination: tuple[str, ...], world: World, kind: str) -> Replica | None:
     """Return a replica, or None where the combination is refused; it must say why."""
     try:
         return Replica(combination, world, kind)
@@ -168,7 +175,7 @@ def build(combination: tuple[str, str, str], world: World, kind: str) -> Replica
         return None
 
 
-def train(combination: tuple[str, str, str], world: World, kind: str) -> list[tuple[str, dict]]:
+def train(combination: tuple[str, ...], world: World, kind: str) -> list[tuple[str, dict]]:
     replica = build(combination, world, kind)
     assert replica is not None
     history = []
@@ -182,11 +189,17 @@ def same(one: tuple[str, dict], other: tuple[str, dict]) -> bool:
     return one[0] == other[0] and all(torch.equal(one[1][name], other[1][name]) for name in one[1])
 
 
+REGULARISED = [
+    (method, structure, "uniform", name)
+    for name in registry.names("regulariser")
+    for method, structure in (("gmp", "row"), ("topkast", "block"), ("rigl", "unstructured"))
+    if (name, structure) != ("group_lasso", "unstructured")
+]
 ALLOWED = [combination for combination in PRODUCT if build(combination, World(), "sgd")]
 
 
-def of(method: str) -> list[tuple[str, str, str]]:
-    return [combination for combination in ALLOWED if combination[0] == method]
+def of(method: str) -> list[tuple[str, ...]]:
+    return [combination for combination in [*ALLOWED, *REGULARISED] if combination[0] == method]
 
 
 @pytest.mark.parametrize("method", METHODS)

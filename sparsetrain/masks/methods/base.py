@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from sparsetrain.masks.layout import Layout
-from sparsetrain.masks.sources import Replicated, Source
+from sparsetrain.masks.maskset import MaskSet
+from sparsetrain.masks.present import Present
+from sparsetrain.masks.sources import Replicated, Source, Tensors
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,6 +27,7 @@ class Moment:
     over; `generator` is keyed by seed, tensor and mask epoch.
     """
 
+    name: str
     weight: Tensor
     mask: Tensor
     layout: Layout
@@ -58,6 +62,10 @@ class MaskMethod(abc.ABC):
     # True: the rule lives on gradients of weights outside the forward set, which a removed neuron or head has not.
     needs_masked_gradients: ClassVar[bool] = False
     keeps_dormant: ClassVar[bool] = False  # True: weights that leave the update set come back with their value
+    rewinds: ClassVar[bool] = (
+        False  # True: all weights go back to an early step at every update, which the schedule names
+    )
+    decay: float = 1.0  # what a step leaves of the sums of the source Accumulated
 
     def __init__(self, config: Any) -> None:
         self.config = config
@@ -97,9 +105,35 @@ class MaskMethod(abc.ABC):
         """Return what a step's local gradient adds to the signal of the source Accumulated: linear in the gradient."""
         return gradient
 
-    def pull(self, weight: Tensor, mask: Tensor, update: Tensor) -> Tensor | None:
+    def allocate(self, moments: Mapping[str, Moment], counts: dict[str, int]) -> dict[str, int]:
+        """Return the weights to be active in each tensor; `counts` are the distribution's, whose sum must stay.
+
+        Tensors with a rule of their own are not among them.
+        """
+        return counts
+
+    def pull(self, present: Present) -> Tensor | None:
         """Return what is added to the mean gradient because of the weights alone, or None. It never travels."""
         return None
+
+    def begin(self, weights: Tensors) -> None:
+        """Look at the first weights by name, before any is masked."""
+        return
+
+    def settle(self, old: MaskSet, new: MaskSet, weights: Tensors, signal: Tensors) -> Tensors:
+        """Return the weights, by name, that take other values at an update on which all ranks have agreed.
+
+        Called once an update, before the weights follow the masks: what the method learns from it, it learns here.
+        """
+        return {}
+
+    def state(self) -> Tensors:
+        """Return what the method has learned, equal on all ranks; it belongs into the checkpoint."""
+        return {}
+
+    def load_state(self, state: Tensors) -> None:
+        """Put back what `state` returned. Raises LookupError or ValueError where it does not fit."""
+        return
 
     def forgets(self, old_sparsity: float, new_sparsity: float) -> bool:
         """Return whether first moments begin anew everywhere at an update between these sparsities."""

@@ -8,27 +8,20 @@ import torch
 from torch import Tensor
 
 from sparsetrain.config.numbers import NotNegative
-from sparsetrain.masks.methods.base import Moment
-from sparsetrain.masks.methods.straight_through import StraightThrough
+from sparsetrain.masks.methods.dnw import DNW
+from sparsetrain.masks.present import Present
 
 
-class SRSTE(StraightThrough):
+class SRSTE(DNW):
     """Keeps the largest |w| of each group anew at every update (masks.every: 1 is the paper's); all weights get the
     straight-through gradient, and the ones left out decay: gradient + lambda (1 - mask) w."""
 
-    starts_dense = False
-    needs_masked_gradients = True
-
     @dataclasses.dataclass(frozen=True, kw_only=True)
-    class Config:
+    class Config:  # pyrefly: ignore[bad-override]
         """`decay` is the paper's lambda; it pulls weights outside the forward set to zero."""
 
         decay: NotNegative = 2e-4
 
-    def initial(self, moment: Moment) -> Tensor:
-        """Return the largest |w| of each group."""
-        return self.update(moment)
-
-    def pull(self, weight: Tensor, mask: Tensor, update: Tensor) -> Tensor | None:
+    def pull(self, present: Present) -> Tensor | None:
         """Return lambda (1 - mask) w."""
-        return torch.where(mask, 0.0, self.config.decay * weight)
+        return torch.where(present.mask, 0.0, self.config.decay * present.weight)

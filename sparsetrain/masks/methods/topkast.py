@@ -10,6 +10,7 @@ from torch import Tensor
 from sparsetrain.config.numbers import Fraction, NotNegative
 from sparsetrain.masks.methods.base import Moment
 from sparsetrain.masks.methods.pruner import Pruner
+from sparsetrain.masks.present import Present
 
 
 class TopKAST(Pruner):
@@ -46,8 +47,9 @@ class TopKAST(Pruner):
         """Return B: the largest |w| of all, `moment.update_count` of them."""
         return mask | moment.layout.top(self.saliency(moment), max(moment.count, moment.update_count))
 
-    def pull(self, weight: Tensor, mask: Tensor, update: Tensor) -> Tensor | None:
+    def pull(self, present: Present) -> Tensor | None:
         """Return the gradient of the penalty: lambda sign(w) on A, divided by A's density on B without A."""
+        mask = present.mask
         density = mask.sum() / mask.numel()
         strength = torch.where(mask, 1.0, 1.0 / density.clamp(min=1.0 / mask.numel()))
-        return torch.where(update, self.config.penalty * strength * weight.sign(), 0.0)
+        return torch.where(present.update, self.config.penalty * strength * present.weight.sign(), 0.0)

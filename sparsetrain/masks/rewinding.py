@@ -1,0 +1,45 @@
+"""Weights as they were at an early step, to which a run comes back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+
+class Rewinding:
+    """Keeps a copy of all parameters from the moment that `step` steps are finished; equal on all ranks.
+
+    Buffers are not among them: running statistics follow the weights by themselves.
+    """
+
+    def __init__(self, parameters: Mapping[str, nn.Parameter], step: int) -> None:
+        self.parameters = parameters
+        self.step = step
+        self.kept: dict[str, Tensor] = {}
+        self.reached(0)
+
+    def reached(self, step: int) -> None:
+        """Take the copy if `step` finished steps are the ones."""
+        if step == self.step:
+            self.kept = {name: parameter.detach().clone() for name, parameter in self.parameters.items()}
+
+    @torch.no_grad()
+    def rewind(self) -> None:
+        """Put all parameters back. Raises ValueError where the step has not been reached."""
+        if not self.kept:
+            raise ValueError(f"no weights of step {self.step} to rewind to")
+        for name, parameter in self.parameters.items():
+            parameter.copy_(self.kept[name])
+
+    def state(self) -> dict[str, Tensor]:
+        """Return the copy by parameter name; empty before the step."""
+        return dict(self.kept)
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Put back what `state` returned. Raises ValueError when it does not fit the model."""
+        for name, parameter in self.parameters.items() if state or not self.step else ():
+            if name not in state or state[name].shape != parameter.shape:
+                raise ValueError(f"no weights of step {self.step} for {name} of {tuple(parameter.shape)}")
+        self.kept = {name: state[name].to(self.parameters[name]) for name in self.parameters if state}
