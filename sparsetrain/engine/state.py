@@ -101,7 +101,7 @@ def build(job: Job, world: World) -> RunState:
             steps=job.train.steps,
             gather=lambda data: transport.gather_bytes(data, "mask"),
             mean=lambda tensors: transport.mean(tensors, "mask"),
-            sparse_mean=lambda values, places: sparse_mean(values, places, transport, "mask"),
+            sparse_mean=lambda values, places, wanted: sparse_mean(values, places, wanted, transport, "mask"),
             fresh=job.train.init_from is None,
         )
         _check_boundaries(job, masks.schedule.updates())
