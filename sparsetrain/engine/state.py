@@ -136,7 +136,15 @@ def _nothing() -> None:
 
 
 def _check_boundaries(job: Job, updates: list[int]) -> None:
-    """Raise JobError for a mask update between two exchanges, where replicas differ."""
+    """Raise JobError for a mask update between two exchanges, where replicas differ, or one that falls on the exchange
+    with which the density warm-up begins: what that keeps back would be of masks that are gone."""
+    exchange = job.exchange
+    warms = exchange.regime == "sparse" and exchange.warmup > 0 and exchange.warmup_density > exchange.density
+    if warms and updates and updates[0] <= exchange.every:
+        raise JobError(
+            f"exchange.warmup: begins with the exchange of step {exchange.every}, after which masks change "
+            f"(step {updates[0]}); allowed: 0, or a later first update (masks.begin, masks.every)"
+        )
     for step in updates:
         if step % job.exchange.every:
             raise JobError(
