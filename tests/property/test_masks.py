@@ -24,7 +24,7 @@ STEPS, EVERY = 12, 3
 class Replica:
     """One rank's weights, optimizer and masks, driven by made-up gradients that are whole numbers."""
 
-    def __init__(self, combination: tuple[str, str, str], world: World, kind: str) -> None:
+    def __init__(self, combination: tuple[str, str, str], world: World, kind: str, **settings) -> None:
         method, structure, distribution = combination
         tree = {
             "method": method,
@@ -33,6 +33,7 @@ class Replica:
             "sparsity": 0.5 if structure == "n:m" else 0.75,
             "every": EVERY,
             "end": 1.0,
+            **settings,
         }
         draw = torch.Generator().manual_seed(1)
         shapes = {"a": (16, 24), "b": (24, 16), "bias": (16,)}
@@ -79,11 +80,15 @@ class Replica:
         """Answer as a probe: what has been pruned lets nothing through."""
         return {name: parameter.detach().double().abs() for name, parameter in self.parameters.items()}
 
+    def mean(self, local: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Return the mean gradients."""
+        return self.world.transport.mean(local, "gradient")
+
     def step(self, step: int) -> None:
         """Take the step that makes `step` finished ones, and check what must hold after each."""
         local = self.local(step)
         self.masks.observe(step, local)
-        for name, mean in self.world.transport.mean(local, "gradient").items():
+        for name, mean in self.mean(local).items():
             self.parameters[name].grad = mean
         for name, update in self.masks.masks.limits.items():
             self.parameters[name].grad[~update] = float("nan")  # whatever an inactive weight's gradient is

@@ -20,6 +20,7 @@ class TopKAST(Pruner):
     """
 
     starts_dense = False
+    grows = True
     keeps_dormant = True
 
     @dataclasses.dataclass(frozen=True, kw_only=True)
