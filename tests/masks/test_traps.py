@@ -10,7 +10,7 @@ import random
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from moments import flat
 from torch import nn
@@ -135,7 +135,6 @@ def test_t7_active_weights_of_value_zero_stay_active_across_a_checkpoint():
     assert again.masks.counts()["w"] == round(0.1 * 64 * 64)
 
 
-@settings(deadline=None)
 @given(st.integers(10_000_000, 2**40), st.integers(1, 999))
 def test_t8_counts_of_huge_tensors_are_exact(size, thousandths):
     """T8: a density in fp32 is off by one above ten million weights, by six at a hundred million."""
