@@ -1,6 +1,7 @@
 """What every allowed combination of method, structure and distribution must hold, on any number of ranks."""
 
 import copy
+import functools
 import itertools
 
 import pytest
@@ -167,11 +168,13 @@ def same(one: tuple[str, dict], other: tuple[str, dict]) -> bool:
     return one[0] == other[0] and all(torch.equal(one[1][name], other[1][name]) for name in one[1])
 
 
-ALLOWED = [combination for combination in PRODUCT if build(combination, World(), "sgd")]
+@functools.cache  # what is asked once here is not asked again by each rank that imports this
+def allowed() -> list[tuple[str, str, str]]:
+    return [combination for combination in PRODUCT if build(combination, World(), "sgd")]
 
 
 def of(method: str) -> list[tuple[str, str, str]]:
-    return [combination for combination in ALLOWED if combination[0] == method]
+    return [combination for combination in allowed() if combination[0] == method]
 
 
 @pytest.mark.parametrize("method", METHODS)

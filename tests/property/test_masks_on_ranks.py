@@ -1,5 +1,6 @@
 """Masks and exchange together on real ranks: each allowed pair of method, structure, distribution, schedule, regime."""
 
+import functools
 import hashlib
 import itertools
 
@@ -7,7 +8,7 @@ import pytest
 import torch
 from mpi_ranks import missing, mpi_ranks
 from ranks import gloo_ranks
-from test_masks import ALLOWED, STEPS, Replica
+from test_masks import STEPS, Replica, allowed
 
 from sparsetrain import registry
 from sparsetrain.collective.simulated import Simulation
@@ -112,13 +113,14 @@ def trained(case: Case, world: World, number: int) -> list[str]:
     return proofs
 
 
+@functools.cache
 def pairwise() -> list[Case]:
     """Return cases that hold every allowed pair of names at least once (greedy)."""
     times = registry.names("mask_schedule")
-    goes = {(method, name): fits(method, name) for method in {each[0] for each in ALLOWED} for name in times}
+    goes = {(method, name): fits(method, name) for method in {each[0] for each in allowed()} for name in times}
     cases = [
         (*each, name, regime)
-        for each, name, regime in itertools.product(ALLOWED, times, REGIMES)
+        for each, name, regime in itertools.product(allowed(), times, REGIMES)
         if goes[each[0], name]
     ]
     numbers: dict[tuple, int] = {}
@@ -134,15 +136,8 @@ def pairwise() -> list[Case]:
     return chosen
 
 
-CASES = pairwise()
-
-
-def all_of_them(world: World) -> list[list[str]]:
-    return [trained(case, world, number) for number, case in enumerate(CASES)]
-
-
-def some_of_them(world: World) -> list[list[str]]:
-    return [trained(case, world, number) for number, case in enumerate(CASES) if number % 6 == 0]
+def all_of(world: World, cases: list[Case]) -> list[list[str]]:
+    return [trained(case, world, number) for number, case in enumerate(cases)]
 
 
 def alone(case: Case, ranks: int) -> list[str]:
@@ -171,8 +166,8 @@ def alone(case: Case, ranks: int) -> list[str]:
     ids=["gloo 2", "gloo 4", "mpi 2"],
 )
 def test_real_ranks_hold_what_one_rank_or_simulated_ranks_hold(ranks_of, size):
-    body, cases = (all_of_them, CASES) if ranks_of is gloo_ranks and size == 2 else (some_of_them, CASES[::6])
-    found = ranks_of(size, body, seconds=200)
+    cases = pairwise()[:: 1 if ranks_of is gloo_ranks and size == 2 else 6]
+    found = ranks_of(size, functools.partial(all_of, cases=cases), seconds=200)
     for number, case in enumerate(cases):
         expected = alone(case, size)
         for rank in found:
