@@ -4,12 +4,16 @@ import os
 import pathlib
 import time
 
+import hypothesis
 import pytest
 import torch
 
 os.environ.setdefault("WANDB_MODE", "offline")
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 torch.set_num_threads(1)
+# The time of one example says more about the machine than about the code.
+hypothesis.settings.register_profile("sparsetrain", deadline=None)
+hypothesis.settings.load_profile("sparsetrain")
 
 
 def children() -> dict[int, str]:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 import os
 import pathlib
+import pickle
 import shutil
 import signal
 import subprocess
@@ -36,7 +36,8 @@ def mpi_ranks(size: int, body: Callable[[World], Any], seconds: float = 60) -> l
     """Return body(world) of `size` MPI processes, in rank order; `body` must be importable."""
     assert MPIEXEC is not None
     with tempfile.TemporaryDirectory() as folder:
-        rank = [sys.executable, __file__, f"{body.__module__}:{body.__qualname__}", folder]
+        (pathlib.Path(folder) / "body").write_bytes(pickle.dumps(body))
+        rank = [sys.executable, __file__, folder]
         process = subprocess.Popen(
             [MPIEXEC, "-launcher", "fork", "-iface", "lo", "-n", str(size), *rank],
             env={**os.environ, **LOOPBACK, "PYTHONPATH": os.pathsep.join(sys.path)},
@@ -65,14 +66,13 @@ def _finish(process: subprocess.Popen[bytes], seconds: float) -> str:
         raise AssertionError(f"mpiexec took more than {seconds} s\n{said.decode(errors='replace')}") from None
 
 
-def _rank_main(name: str, folder: str) -> None:
+def _rank_main(folder: str) -> None:
     from mpi4py import MPI
 
     torch.set_num_threads(1)
-    module, function = name.split(":")
     world = mpi_world(timeout=30)
     try:
-        body = getattr(importlib.import_module(module), function)
+        body = pickle.loads((pathlib.Path(folder) / "body").read_bytes())
         result = body(world)
         world.transport.barrier()
         torch.save(result, f"{folder}/{world.rank}.pt")
@@ -82,4 +82,4 @@ def _rank_main(name: str, folder: str) -> None:
 
 
 if __name__ == "__main__":
-    _rank_main(*sys.argv[1:])
+    _rank_main(sys.argv[1])

@@ -39,13 +39,13 @@ def _main(rank: int, size: int, meet: str, body: Callable[[World], Any], queue: 
         raise
 
 
-def gloo_ranks(size: int, body: Callable[[World], Any]) -> list[Any]:
+def gloo_ranks(size: int, body: Callable[[World], Any], seconds: float = 60) -> list[Any]:
     """Return body(world) of `size` gloo processes, in rank order; `body` must be importable."""
     with tempfile.TemporaryDirectory(prefix="sparsetrain-ranks-") as folder:
-        return _together(size, str(pathlib.Path(folder) / "meet"), body)
+        return _together(size, str(pathlib.Path(folder) / "meet"), body, seconds)
 
 
-def _together(size: int, meet: str, body: Callable[[World], Any]) -> list[Any]:
+def _together(size: int, meet: str, body: Callable[[World], Any], seconds: float) -> list[Any]:
     context = multiprocessing.get_context("spawn")
     queue = context.Queue()
     processes = [context.Process(target=_main, args=(rank, size, meet, body, queue)) for rank in range(size)]
@@ -54,7 +54,7 @@ def _together(size: int, meet: str, body: Callable[[World], Any]) -> list[Any]:
     try:
         results: dict[int, Any] = {}
         while len(results) < size:
-            rank, outcome, value = queue.get(timeout=60)
+            rank, outcome, value = queue.get(timeout=seconds)
             if outcome == "failed":
                 raise AssertionError(f"rank {rank} failed:\n{value}")
             results[rank] = torch.load(io.BytesIO(value), weights_only=False)

@@ -9,7 +9,7 @@ ROOT = pathlib.Path(__file__).parent.parent / "sparsetrain"
 ARROWS = {
     "cli": {"launch", "bench", "doctor", "track"},
     "doctor": {"worker", "track", "kernels"},
-    "bench": {"launch", "engine", "gradient", "collective", "kernels", "models", "data"},
+    "bench": {"launch", "engine", "gradient", "masks", "collective", "kernels", "models", "data"},
     "launch": {"worker", "track"},
     "worker": {"engine", "collective"},
     "engine": {"gradient", "masks", "collective", "compute", "models", "data", "track"},

@@ -46,8 +46,9 @@ def _options(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
     return lambda function: functools.reduce(lambda made, option: option(made), reversed(options), function)
 
 
+_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON document on standard output.")
 _output = _options(
-    click.option("--json", "as_json", is_flag=True, help="Print one JSON document on standard output."),
+    _json,
     click.option("--plot", "picture", metavar="FILE.svg", callback=_plotting, help="Draw a chart; .svg or .png."),
 )
 _links = _options(
@@ -171,6 +172,36 @@ def bench_step(
     click.echo(json.dumps(result, indent=2) if as_json else show(result))
     if picture:
         plot.step(result["rows"], picture)
+
+
+@bench.command("growth")
+@click.option("--ranks", type=click.IntRange(2), default=4, show_default=True, help="Processes on loopback.")
+@click.option("--steps", type=int, default=400, show_default=True, help="Length of the run.")
+@click.option("--every", type=int, default=20, show_default=True, help="Steps between mask updates.")
+@click.option("--points", type=int, default=5, show_default=True, help="Updates that are looked at.")
+@click.option("--sparsity", type=float, default=0.9, show_default=True)
+@click.option("--batch", "batches", type=int, multiple=True, default=(4, 16, 64), show_default=True)
+@click.option("--share", "shares", type=float, multiple=True, default=(0.02, 0.03, 0.045, 0.06), show_default=True)
+@click.option("--limit", type=float, default=1800.0, show_default=True, help="Seconds after which a rank is ended.")
+@_json
+def bench_growth(
+    ranks: int,
+    steps: int,
+    every: int,
+    points: int,
+    sparsity: float,
+    batches: tuple[int, ...],
+    shares: tuple[float, ...],
+    limit: float,
+    as_json: bool,
+) -> None:
+    """Compare what RigL grows from candidates with what the dense mean gradient grows, and the bytes of both."""
+    from sparsetrain.bench.growth import Plan, measure, show
+
+    with _refusing("bench growth"):
+        plan = Plan(steps=steps, every=every, points=points, sparsity=sparsity, batches=batches, shares=shares)
+        result = measure(_ranks(ranks, None, True, limit, 4), plan)
+    click.echo(json.dumps(result, indent=2) if as_json else show(result))
 
 
 @bench.command("volume")

@@ -84,11 +84,8 @@ def check_masks(masks: Masks) -> None:
             f"masks.schedule: {schedule} with {name}, which {'rewinds' if rewinds else 'does not rewind'}; "
             f"allowed: {', '.join(fitting)}"
         )
-    initial = getattr(masks.schedule.config, "initial", 0.0) if masks.schedule is not None else 0.0
-    if initial > masks.sparsity and getattr(method, "starts_dense", False):
-        raise JobError(
-            f"masks.schedule.initial: {initial} with {name}, which grows nothing; allowed: at most {masks.sparsity}"
-        )
+    if masks.schedule is not None and not getattr(method, "grows", True):
+        _check_falls(masks)
     if structure.density is None:
         return
     if distribution != "uniform" or masks.rules:
@@ -104,6 +101,24 @@ def check_masks(masks: Masks) -> None:
 
 def _rewinds(schedule: str) -> bool:
     return getattr(registry.load("mask_schedule", schedule), "rewinds", False)
+
+
+def _check_falls(masks: Masks) -> None:
+    """Raise JobError where the sparsity of a schedule falls, but the method cannot follow: it grows nothing."""
+    name, schedule = masks.method.name, masks.schedule
+    assert schedule is not None
+    initial, listed = getattr(schedule.config, "initial", 0.0), getattr(schedule.config, "sparsities", ())
+    if initial > masks.sparsity:
+        raise JobError(
+            f"masks.schedule.initial: {initial} with {name}, which grows nothing; allowed: at most {masks.sparsity}"
+        )
+    if list(listed) != sorted(listed):
+        raise JobError(f"masks.schedule.sparsities: fall with {name}, which grows nothing; allowed: ascending ones")
+    if schedule.name == "phases":
+        raise JobError(
+            f"masks.schedule: phases with {name}, which grows nothing: no dense phase would follow a sparse one; "
+            "allowed: any other, or masks.method=acdc"
+        )
 
 
 def check(job: Job) -> None:

@@ -108,7 +108,7 @@ def build(job: Job, world: World) -> RunState:
             steps=job.train.steps,
             gather=lambda data: transport.gather_bytes(data, "mask"),
             mean=lambda tensors: transport.mean(tensors, "mask"),
-            sparse_mean=lambda values, places: sparse_mean(values, places, transport, "mask"),
+            sparse_mean=lambda values, places, wanted: sparse_mean(values, places, wanted, transport, "mask"),
             fresh=job.train.init_from is None,
         )
         _check_boundaries(job, masks.schedule)
@@ -143,8 +143,16 @@ def _nothing() -> None:
 
 
 def _check_boundaries(job: Job, schedule: MaskSchedule) -> None:
-    """Raise JobError for a mask update between two exchanges, where replicas differ."""
-    for step in (schedule.rewind, *schedule.updates()):
+    """Raise JobError for a mask update between two exchanges, where replicas differ, or one that falls on the exchange
+    with which the density warm-up begins: what that keeps back would be of masks that are gone."""
+    exchange, updates = job.exchange, schedule.updates()
+    warms = exchange.regime == "sparse" and exchange.warmup > 0 and exchange.warmup_density > exchange.density
+    if warms and updates and updates[0] <= exchange.every:
+        raise JobError(
+            f"exchange.warmup: begins with the exchange of step {exchange.every}, after which masks change "
+            f"(step {updates[0]}); allowed: 0, or a later first update (masks.begin, masks.every)"
+        )
+    for step in (schedule.rewind, *updates):
         if step % job.exchange.every:
             what = "weights to rewind to" if step == schedule.rewind else "an update"
             raise JobError(

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sparsetrain.masks.maskset import UPDATE, MaskSet
+from sparsetrain.masks.handover import pack, unpack
+from sparsetrain.masks.maskset import MaskSet
 
 Gather = Callable[[bytes], list[bytes]]  # collective: returns all ranks' bytes in rank order
 Policy = Literal["raise", "rank0"]
@@ -38,7 +39,7 @@ def agree(masks: MaskSet, gather: Gather, policy: Policy) -> MaskSet:
     others = _differing(digests)
     if not others:
         return masks
-    everyone = [_unpack(data, masks) for data in gather(_pack(masks))]
+    everyone = [unpack(data, masks.masks) for data in gather(pack(masks))]
     if policy == "rank0":
         return everyone[0]
     where = everyone[0].first_difference(everyone[others[0]])
@@ -92,21 +93,3 @@ def _digest(tensor: Tensor) -> bytes:
 
 def _values(data: bytes, like: Tensor) -> Tensor:
     return torch.from_numpy(np.frombuffer(bytearray(data), np.uint8)).view(like.dtype).view(like.shape)
-
-
-def _pack(masks: MaskSet) -> bytes:
-    """Return epoch, forward sets and update sets; all ranks' have the same length, also where only some differ."""
-    pairs = [(masks.masks[name], masks.update(name)) for name in masks.masks]
-    bits = [np.packbits(mask.cpu().numpy()).tobytes() for pair in pairs for mask in pair]
-    return masks.epoch.to_bytes(8, "little") + b"".join(bits)
-
-
-def _unpack(data: bytes, like: MaskSet) -> MaskSet:
-    start, packed = 8, {}
-    for name, mask in like.masks.items():
-        for key in (name, UPDATE + name):
-            length = -(-mask.numel() // 8)
-            packed[key] = torch.from_numpy(np.frombuffer(bytearray(data[start : start + length]), np.uint8))
-            start += length
-    masks = MaskSet.from_packed(packed, like.masks, int.from_bytes(data[:8], "little"))
-    return masks.reduced()

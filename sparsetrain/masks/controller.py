@@ -52,8 +52,8 @@ class MaskController:
 
     `parameters` are all of the model's, in model order; `maskable` names those that may be masked one by one,
     `couplings` say what goes together where the structure removes neurons or heads. `gather` returns all ranks' bytes
-    in rank order, `mean` the means over ranks of named tensors, `sparse_mean` those of the places that some rank asks
-    for; all are collective, and without them this is the only rank. With equal arguments every rank holds equal masks.
+    in rank order, `mean` the means over ranks of named tensors, `sparse_mean` those of the places that promise
+    most; all are collective, and without them this is the only rank. With equal arguments every rank holds equal masks.
     `fresh` is False when the weights are pretrained.
     """
 
@@ -320,6 +320,6 @@ def _alone(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.clone() for name, tensor in tensors.items()}
 
 
-def _alone_at(values: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
+def _alone_at(values: Tensor, places: Tensor, wanted: object) -> tuple[Tensor, Tensor]:
     """Return a single rank's own places and values."""
     return places, values[places]

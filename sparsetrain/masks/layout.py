@@ -38,20 +38,24 @@ class Layout:
 
     def pool(self, scores: Tensor) -> Tensor:
         """Return the mean score of each unit, float64 [groups, units] on the CPU; rank for rank the same bits."""
-        return self._units(scores.detach()).double().mean(2)
+        return self.arranged(scores.detach()).double().mean(2)
 
     def active(self, mask: Tensor) -> Tensor:
         """Return which units are wholly active, bool [groups, units]."""
-        return self._units(mask).all(2)
+        return self.arranged(mask).all(2)
 
     def expand(self, units: Tensor) -> Tensor:
         """Return a tensor of `shape` on the CPU in which every weight has what its unit has in `units`: of chosen units
         the mask."""
-        flat = units.unsqueeze(2).expand(self.groups, self.units, self.size).reshape(-1)
+        return self.restored(units.unsqueeze(2).expand(self.groups, self.units, self.size))
+
+    def restored(self, arranged: Tensor) -> Tensor:
+        """Return the tensor, on the CPU, whose weights `arranged` holds as [groups, units, size] or flat."""
+        flat = arranged.reshape(-1)
         if self.order is not None:
-            mask = torch.empty_like(flat)
-            mask[self.order] = flat
-            flat = mask
+            tensor = torch.empty_like(flat)
+            tensor[self.order] = flat
+            flat = tensor
         return flat.reshape(self.shape)
 
     def choose(self, scores: Tensor, quota: int | Tensor, among: Tensor | None = None) -> Tensor:
@@ -73,7 +77,8 @@ class Layout:
         lots = torch.rand(self.groups, self.units, generator=generator, dtype=torch.float64)
         return self.expand(self.choose(lots, self.quota(count)))
 
-    def _units(self, tensor: Tensor) -> Tensor:
+    def arranged(self, tensor: Tensor) -> Tensor:
+        """Return the tensor's weights, on the CPU, as [groups, units, size]."""
         flat = tensor.reshape(-1).cpu()
         if self.order is not None:
             flat = flat[self.order]

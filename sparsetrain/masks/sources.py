@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -21,13 +21,14 @@ from sparsetrain.masks.schedule import Span
 Tensors = dict[str, Tensor]
 Layouts = Mapping[str, Layout]
 Mean = Callable[[Mapping[str, Tensor]], Tensors]  # local tensors by name -> their means over ranks; collective
-# (local values, ascending places) -> (the union of all ranks' places, the mean values there); collective
-SparseMean = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+# (local values of all tensors in the order of their layouts, ascending places that this rank proposes, each layout with
+# the units a group whose means are wanted) -> (places, the mean values there); collective
+SparseMean = Callable[[Tensor, Tensor, Sequence[tuple[Layout, int]]], tuple[Tensor, Tensor]]
 
 
 @dataclasses.dataclass(frozen=True)
 class Means:
-    """How figures cross ranks: whole tensors, or the places that some rank asks for."""
+    """How figures cross ranks: whole tensors, or the places that promise most."""
 
     dense: Mean
     sparse: SparseMean

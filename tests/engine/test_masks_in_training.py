@@ -172,6 +172,27 @@ def test_an_update_between_two_exchanges_is_refused():
         build(job("exchange.every=2", "masks.schedule={name: list, at: [3, 6]}"), World())
 
 
+@pytest.mark.parametrize(
+    ("every", "masks", "first"), [(1, "masks.every=1", 1), (4, "masks.every=4", 4), (2, "masks.every=2", 2)]
+)
+def test_no_density_warm_up_begins_on_a_mask_update(every, masks, first):
+    """The density warm-up begins with the exchange of step `every`; masks may change from the next step on."""
+    settings = (f"exchange.every={every}", masks, "train.evaluate_every=4")
+    says = rf"exchange\.warmup: begins with the exchange of step {every}, after which masks change \(step {first}\)"
+    with pytest.raises(JobError, match=says):
+        build(job(*settings, "exchange.warmup=0.5"), World())
+    for allowed in ("exchange.warmup=0", f"masks.begin={every + 1}"):
+        state = build(job(*settings, "exchange.warmup=0.5", allowed), World())
+        assert state.masks.schedule.updates()[0] > every or state.exchange.warmup_steps == 0
+        state.exchange.close()
+
+
+@pytest.mark.parametrize("schedule", registry.names("mask_schedule"))
+def test_masks_never_change_before_the_first_step(schedule):
+    state = build(job(f"masks.schedule={schedule}", "masks.method=acdc", "masks.begin=0", "masks.every=1"), World())
+    assert state.masks.schedule.updates()[0] >= 1 and not state.masks.is_update(0)
+
+
 def test_a_model_that_names_nothing_keeps_its_embeddings_dense():
     from sparsetrain.engine.state import maskable
 

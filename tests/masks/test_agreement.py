@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from sparsetrain.masks.agreement import MaskDisagreement, ReplicasDiffer, agree, agree_weights
+from sparsetrain.masks.handover import MAGIC
 from sparsetrain.masks.maskset import MaskSet
 
 BASE = {"a": torch.zeros(4, dtype=torch.bool), "b": torch.ones(2, 5, dtype=torch.bool)}
@@ -24,7 +25,7 @@ def sent_by(function, value) -> list[bytes]:
 
     def gather(data: bytes) -> list[bytes]:
         sent.append(data)
-        return [data, bytes(len(data)), data]
+        return [data, data if data[:4] == MAGIC else bytes(len(data)), data]
 
     function(value, gather)
     return sent

@@ -148,6 +148,14 @@ def test_a_rule_gives_a_tensor_a_sparsity_of_its_own_and_climbs_with_the_ramp():
             {"method": "gmp", "schedule": {"name": "linear", "initial": 0.95}},
             r"masks\.schedule\.initial: 0\.95 with gmp, which grows nothing; allowed: at most 0\.8",
         ),
+        (
+            {"method": "taylor", "schedule": "phases"},
+            r"masks\.schedule: phases with taylor, which grows nothing: .* allowed: any other, or masks\.method=acdc",
+        ),
+        (
+            {"method": "obd", "schedule": {"name": "list", "at": [10, 20], "sparsities": [0.8, 0.7]}},
+            r"masks\.schedule\.sparsities: fall with obd, which grows nothing; allowed: ascending",
+        ),
         ({"rules": {"9.*": 0.5}}, r"masks\.rules: 9\.\* names no masked tensor; allowed: patterns of 0\.weight"),
         ({"schedule": {"name": "list", "at": [300]}}, r"masks\.schedule\.at: steps \[300\] must ascend"),
     ],

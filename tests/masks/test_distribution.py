@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sparsetrain.masks.distribution import ER, ERK, Uniform
+from sparsetrain.masks.distribution import ER, ERK, Distribution, Uniform
 from sparsetrain.masks.ranking import Global
 
 LENET = {"a": (300, 784), "b": (100, 300), "c": (10, 100)}
@@ -41,10 +41,11 @@ def test_resnet50_has_the_published_number_of_weights():
 
 
 @pytest.mark.parametrize(
-    ("sparsity", "dense", "known"),
+    ("sparsity", "scale", "dense", "known"),
     [
         (
             0.8,
+            99.561667,
             {
                 *("layer1.0.conv1", "layer1.0.conv3", "layer1.1.conv3", "layer1.2.conv3", "layer1.1.conv1"),
                 *("layer1.2.conv1", "layer1.0.downsample", "layer2.0.conv1"),
@@ -59,12 +60,13 @@ def test_resnet50_has_the_published_number_of_weights():
                 "fc": 0.148176,
             },
         ),
-        (0.9, {"layer1.0.conv1"}, {"conv1": 0.420038, "layer4.0.conv2": 0.021299, "fc": 0.072608}),
-        (0.95, set(), {"conv1": 0.209837, "layer4.0.conv2": 0.010640, "fc": 0.036273}),
+        (0.9, 48.786611, {"layer1.0.conv1"}, {"conv1": 0.420038, "layer4.0.conv2": 0.021299, "fc": 0.072608}),
+        (0.95, 24.372126, set(), {"conv1": 0.209837, "layer4.0.conv2": 0.010640, "fc": 0.036273}),
     ],
 )
-def test_erk_on_resnet50_to_six_digits(sparsity, dense, known):
+def test_erk_on_resnet50_to_six_digits(sparsity, scale, dense, known):
     densities = erk().densities(resnet50(), sparsity)
+    assert densities["fc"] / erk().raw((1000, 2048)) == pytest.approx(scale, abs=5e-7)
     assert {name for name, density in densities.items() if density == 1.0} == dense
     for name, density in known.items():
         assert densities[name] == pytest.approx(density, abs=5e-7), name
@@ -109,22 +111,43 @@ def test_the_density_over_raw_ratio_is_equal_across_layers_that_are_not_dense():
     assert kept / 25_502_912 == pytest.approx(0.2, abs=1e-6)
 
 
-@pytest.mark.parametrize(("sparsity", "fraction"), [(0.8, 0.4138), (0.9, 0.2418), (0.95, 0.1217)])
-def test_erk_leaves_the_published_share_of_resnet50s_flops(sparsity, fraction):
+def flops(name: str) -> float:
+    """Operations of a dense tensor of ResNet-50 v1.5 on an image of 224 x 224: two for each use of a weight."""
     places = dict(zip(("conv1", "layer1", "layer2", "layer3", "layer4", "fc"), (112, 56, 28, 14, 7, 1), strict=True))
+    side = places[name.split(".")[0]]
+    # The 3 x 3 convolution of a first block has the stride; the one before it sees the larger image.
+    if name.endswith(".0.conv1") and name != "layer1.0.conv1":
+        side *= 2
+    return 2.0 * math.prod(resnet50()[name]) * side**2
 
-    def flops(name: str) -> float:
-        side = places[name.split(".")[0]]
-        # The 3 x 3 convolution of a first block has the stride; the one before it sees the larger image.
-        if name.endswith(".0.conv1") and name != "layer1.0.conv1":
-            side *= 2
-        return 2.0 * math.prod(resnet50()[name]) * side**2
 
-    densities = erk().densities(resnet50(), sparsity)
-    dense = sum(flops(name) for name in densities)
-    assert dense == pytest.approx(8.178e9, rel=1e-3)
-    assert sum(density * flops(name) for name, density in densities.items()) / dense == pytest.approx(
-        fraction, abs=1e-4
+def dense_first(distribution: Distribution, sparsity: float) -> dict[str, float]:
+    """Densities where the first convolution is excluded."""
+    rest = {name: shape for name, shape in resnet50().items() if name != "conv1"}
+    return {"conv1": 1.0, **distribution.densities(rest, sparsity)}
+
+
+def test_a_dense_resnet50_takes_its_published_operations():
+    assert sum(map(flops, resnet50())) == pytest.approx(8.178e9, abs=5e5)
+
+
+@pytest.mark.parametrize(
+    ("densities", "fraction"),
+    [
+        (erk().densities(resnet50(), 0.8), 0.4138),
+        (erk().densities(resnet50(), 0.9), 0.2418),
+        (erk().densities(resnet50(), 0.95), 0.1217),
+        (dense_first(erk(), 0.99), 0.0520),
+        (dense_first(Uniform(Uniform.Config()), 0.8), 0.2231),
+        (dense_first(Uniform(Uniform.Config()), 0.9), 0.1260),
+        (dense_first(Uniform(Uniform.Config()), 0.95), 0.0774),
+    ],
+    ids=["erk 0.8", "erk 0.9", "erk 0.95", "erk 0.99", "uniform 0.8", "uniform 0.9", "uniform 0.95"],
+)
+def test_the_published_share_of_resnet50s_operations_is_left(densities, fraction):
+    total = sum(map(flops, resnet50()))
+    assert sum(density * flops(name) for name, density in densities.items()) / total == pytest.approx(
+        fraction, abs=5e-5
     )
 
 

@@ -1,6 +1,7 @@
 import itertools
 
 import pytest
+from torch.ao.pruning import CubicSL
 
 from sparsetrain import registry
 from sparsetrain.config.component import adapter
@@ -21,6 +22,14 @@ def schedule(name: str, span: Span, **options) -> MaskSchedule:
 def test_cubic(step, sparsity):
     # The last update, after step 100, is where the ramp ends.
     assert schedule("cubic", Span(102, 0, 101, 1)).sparsity(0.9, step) == pytest.approx(sparsity, abs=5e-7)
+
+
+def test_cubic_is_torchs_own():
+    ramp = schedule("cubic", Span(102, 0, 101, 1), initial=0.2)
+    for step in range(1, 101):
+        assert ramp.sparsity(0.9, step) == pytest.approx(
+            CubicSL.sparsity_compute_fn(0.2, 0.9, step, 0, 1, 100), abs=1e-12
+        )
 
 
 @pytest.mark.parametrize(("step", "sparsity"), [(4000, 0.549219), (5000, 0.83125), (6000, 0.935156), (7000, 0.95)])

@@ -1,6 +1,7 @@
 """What every allowed combination of method, structure and distribution must hold, on any number of ranks."""
 
 import copy
+import functools
 import itertools
 
 import pytest
@@ -42,7 +43,7 @@ COUPLINGS = [
 class Replica:
     """One rank's weights, optimizer and masks, driven by made-up gradients that are whole numbers."""
 
-    def __init__(self, combination: tuple[str, ...], world: World, kind: str) -> None:
+    def __init__(self, combination: tuple[str, ...], world: World, kind: str, **settings) -> None:
         method, structure, distribution, *regulariser = combination
         tree = {
             "method": {"name": method, **METHOD_OPTIONS.get(method, {}), **VARIANTS.get(method, {})},
@@ -52,6 +53,7 @@ class Replica:
             "every": EVERY,
             "end": 1.0,
             "regulariser": {"name": regulariser[0], "strength": 0.5} if regulariser else None,
+            **settings,
         }
         draw = torch.Generator().manual_seed(1)
         shapes = {"a": (16, 24), "b": (24, 16), "bias": (16,)}
@@ -99,11 +101,15 @@ class Replica:
         """Answer as a probe: what has been pruned lets nothing through."""
         return {name: parameter.detach().double().abs() for name, parameter in self.parameters.items()}
 
+    def mean(self, local: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Return the mean gradients."""
+        return self.world.transport.mean(local, "gradient")
+
     def step(self, step: int) -> None:
         """Take the step that makes `step` finished ones, and check what must hold after each."""
         local = self.local(step)
         self.masks.observe(step, local)
-        for name, mean in self.world.transport.mean(local, "gradient").items():
+        for name, mean in self.mean(local).items():
             self.parameters[name].grad = mean
         for name, update in self.masks.masks.limits.items():
             self.parameters[name].grad[~update] = float("nan")  # whatever an inactive weight's gradient is
@@ -195,11 +201,15 @@ REGULARISED = [
     for method, structure in (("gmp", "row"), ("topkast", "block"), ("rigl", "unstructured"))
     if (name, structure) != ("group_lasso", "unstructured")
 ]
-ALLOWED = [combination for combination in PRODUCT if build(combination, World(), "sgd")]
+
+
+@functools.cache  # what is asked once here is not asked again by each rank that imports this
+def allowed() -> list[tuple[str, ...]]:
+    return [combination for combination in PRODUCT if build(combination, World(), "sgd")]
 
 
 def of(method: str) -> list[tuple[str, ...]]:
-    return [combination for combination in [*ALLOWED, *REGULARISED] if combination[0] == method]
+    return [combination for combination in [*allowed(), *REGULARISED] if combination[0] == method]
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -17,6 +17,7 @@ class ACDC(Pruner):
     Config = NoOptions
 
     schedule = "phases"
+    grows = True
 
     def candidates(self, moment: Moment) -> Tensor | None:
         """Return all weights: a dense phase opens every place."""

@@ -57,6 +57,7 @@ class MaskMethod(abc.ABC):
     changes: ClassVar[bool] = True  # False: the first mask stays
     at_init: ClassVar[bool] = False  # True: an AtInit, whose mask is chosen before the first step
     starts_dense: ClassVar[bool] = False
+    grows: ClassVar[bool] = True  # False: what is pruned stays pruned, so no schedule's sparsity may fall
     ranks_globally: ClassVar[bool] = False  # True: `saliency` may be compared across tensors
     structures: ClassVar[tuple[str, ...]] = ()  # the only ones that the rule makes sense for; none named: all
     # True: the rule lives on gradients of weights outside the forward set, which a removed neuron or head has not.

@@ -11,6 +11,7 @@ class Pruner(MaskMethod):
     """Starts dense and keeps the most salient of the active weights; what is pruned stays pruned."""
 
     starts_dense = True
+    grows = False
     ranks_globally = True
 
     def update(self, moment: Moment) -> Tensor:

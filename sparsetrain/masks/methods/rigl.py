@@ -7,7 +7,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from sparsetrain.config.numbers import Above0, Fraction
+from sparsetrain.config.numbers import Density, Fraction
 from sparsetrain.masks.candidates import Candidates
 from sparsetrain.masks.methods.base import Moment
 from sparsetrain.masks.methods.regrower import Regrower
@@ -21,12 +21,11 @@ class RigL(Regrower):
     @dataclasses.dataclass(frozen=True, kw_only=True)
     class Config:
         """`drop_fraction` is the paper's alpha; it falls as a cosine. `growth` from the dense mean gradient is the
-        paper's rule; from candidates it costs a fraction of the bytes: each rank names `oversampling` times as many
-        places as are to be grown."""
+        paper's rule; from candidates it costs `share` of the bytes."""
 
         drop_fraction: Fraction = 0.3
         growth: Literal["dense", "candidates"] = "dense"
-        oversampling: Above0 = 2.0
+        share: Density = 0.045
 
     needs_masked_gradients = True
 

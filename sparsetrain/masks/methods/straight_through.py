@@ -12,6 +12,8 @@ from sparsetrain.masks.methods.pruner import Pruner
 class StraightThrough(Pruner):
     """The forward set is chosen among all weights anew at every update; all weights get gradients and travel."""
 
+    grows = True
+
     def candidates(self, moment: Moment) -> Tensor | None:
         """Return all weights."""
         return None

@@ -22,6 +22,7 @@ class TopKAST(Pruner):
 
     starts_dense = False
     needs_masked_gradients = True
+    grows = True
     keeps_dormant = True
 
     @dataclasses.dataclass(frozen=True, kw_only=True)
