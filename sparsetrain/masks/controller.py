@@ -249,15 +249,39 @@ class MaskController:
     def pull(self, step: int) -> None:
         """Add to the mean gradients what method and regulariser ask for because of the weights alone, on all ranks
         alike, in the step that makes `step` finished ones."""
-        for name, parameter in self.parameters.items():
-            if parameter.grad is None:
-                continue
-            mask, update, layout = self.masks.masks[name], self.masks.update(name), self.chooser.layouts[name]
-            present = Present(name, parameter.detach(), mask, update, layout, self.chooser.seed, step)
-            forces = [self.method.pull(present), self.regulariser.pull(present) if self.regulariser else None]
-            for force in forces:
-                if force is not None:
-                    parameter.grad.add_(torch.where(update, force, 0.0))
+        presents = self._presents(step)
+        self._add({name: self.method.pull(present) for name, present in presents.items()})
+        if self.regulariser is None:
+            return
+        if not self.regulariser.takes_units:
+            self._add({name: self.regulariser.pull(present) for name, present in presents.items()})
+            return
+        forces = {name: self.regulariser.pull(subject) for name, subject in self._subjects(step).items()}
+        self._add(self.chooser.view.add(forces))
+
+    def _presents(self, step: int) -> dict[str, Present]:
+        return {
+            name: Present(
+                name, weight.detach(), self.masks.masks[name], self.masks.update(name), self.chooser.seed, step
+            )
+            for name, weight in self.parameters.items()
+        }
+
+    def _subjects(self, step: int) -> dict[str, Present]:
+        view = self.chooser.view
+        weights = view.gather({name: weight.detach() for name, weight in self.parameters.items()})
+        masks, updates = view.masks(self.masks.masks), view.masks({n: self.masks.update(n) for n in self.parameters})
+        return {
+            name: Present(name, weights[name], masks[name], updates[name], self.chooser.seed, step, layout)
+            for name, layout in view.layouts.items()
+        }
+
+    def _add(self, forces: Mapping[str, Tensor | None]) -> None:
+        """Add forces to the gradients inside the update sets."""
+        for name, force in forces.items():
+            gradient = self.parameters[name].grad
+            if force is not None and gradient is not None:
+                gradient.add_(torch.where(self.masks.update(name), force, 0.0))
 
     def state_dict(self) -> dict[str, Any]:
         """Return what all ranks share: {"packed": bits by name, "epoch": int, "dormant": weights by name, "explored":

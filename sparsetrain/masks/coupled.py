@@ -66,6 +66,15 @@ class Coupled(View):
                 flat[parameter][places[dropped]] = False
         return {name: flat[name].view(like.shape).to(like.device) for name, like in self.like.items()}
 
+    def add(self, figures: Mapping[str, Tensor]) -> Tensors:
+        """See View."""
+        flat = {name: torch.zeros(like.numel(), dtype=like.dtype) for name, like in self.like.items()}
+        for name, slices in self._slices().items():
+            parts = figures[name].split([places.shape[1] for _, places in slices], dim=1)
+            for (parameter, places), part in zip(slices, parts, strict=True):
+                flat[parameter].index_add_(0, places.flatten(), part.flatten().to(flat[parameter]))
+        return {name: _shaped(flat[name], like) for name, like in self.like.items()}
+
     def inputs(self, masks: Mapping[str, Tensor]) -> dict[str, float]:
         """See View: the share of the units that a parameter reads from which is kept."""
         shares = dict.fromkeys(self.parameters, 1.0)

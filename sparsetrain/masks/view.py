@@ -39,6 +39,10 @@ class View(abc.ABC):
         """Return the masks of parameters, in model order, from those of subjects."""
 
     @abc.abstractmethod
+    def add(self, figures: Mapping[str, Tensor]) -> Tensors:
+        """Return figures by parameter from figures by subject: sums where several subjects hold a weight."""
+
+    @abc.abstractmethod
     def inputs(self, masks: Mapping[str, Tensor]) -> dict[str, float]:
         """Return the share of its inputs that is left to each parameter's outputs."""
 
@@ -70,6 +74,10 @@ class Single(View):
     def scatter(self, chosen: Mapping[str, Tensor]) -> Tensors:
         """See View."""
         return dict(chosen)
+
+    def add(self, figures: Mapping[str, Tensor]) -> Tensors:
+        """See View."""
+        return dict(figures)
 
     def inputs(self, masks: Mapping[str, Tensor]) -> dict[str, float]:
         """Return the density of each mask."""

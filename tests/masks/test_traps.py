@@ -248,7 +248,7 @@ def test_t18_terms_that_pull_at_weights_leave_those_outside_the_update_set_alone
     weight = masks.parameters["w"]
     weight.data = torch.where(masks.masks.update("w"), weight.data, 3.0)  # were one to live there
     weight.grad = torch.zeros(SHAPE)
-    masks.pull()
+    masks.pull(1)
     outside = ~masks.masks.update("w")
     assert torch.all(weight.grad[outside] == 0) and torch.any(weight.grad != 0)
 

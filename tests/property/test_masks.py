@@ -198,7 +198,7 @@ def same(one: tuple[str, dict], other: tuple[str, dict]) -> bool:
 REGULARISED = [
     (method, structure, "uniform", name)
     for name in registry.names("regulariser")
-    for method, structure in (("gmp", "row"), ("topkast", "block"), ("rigl", "unstructured"))
+    for method, structure in (("gmp", "row"), ("topkast", "block"), ("rigl", "unstructured"), ("set", "neuron"))
     if (name, structure) != ("group_lasso", "unstructured")
 ]
 

@@ -24,6 +24,7 @@ class WoodFisher(Pruner):
     """
 
     source = Gradients
+    structures = ("unstructured", "n:m", "block", "row", "fan_in")  # blocks of H are of one tensor's neighbours
     schedule = "cubic"
 
     @dataclasses.dataclass(frozen=True, kw_only=True)

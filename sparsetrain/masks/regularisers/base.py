@@ -20,10 +20,12 @@ class Regulariser(abc.ABC):
     """
 
     structures: ClassVar[tuple[str, ...]] = ()  # the only ones that the penalty makes sense for; none named: all
+    takes_units: ClassVar[bool] = False  # True: it looks at subjects of the structure and their units, not at tensors
 
     def __init__(self, config: Any) -> None:
         self.config = config
 
     @abc.abstractmethod
     def pull(self, present: Present) -> Tensor:
-        """Return the penalty's gradient, shaped as the tensor; outside the update set it is not looked at."""
+        """Return the penalty's gradient, shaped as the tensor; outside the update set it is not looked at. A weight
+        of two couplings gets the sum of both."""

@@ -15,7 +15,8 @@ from sparsetrain.masks.regularisers.base import Regulariser
 class GroupLasso(Regulariser):
     """strength x sum over the structure's units of sqrt(size) x norm: a weak unit shrinks as a whole."""
 
-    structures = ("block", "row")
+    structures = ("block", "row", "neuron", "head")
+    takes_units = True
 
     @dataclasses.dataclass(frozen=True, kw_only=True)
     class Config:
@@ -25,6 +26,7 @@ class GroupLasso(Regulariser):
 
     def pull(self, present: Present) -> Tensor:
         """Return strength x w / (root mean square of w's unit), zero where that is zero."""
+        assert present.layout is not None
         spread = present.layout.pool(present.weight.double().square()).sqrt()
         factor = torch.where(spread > 0, self.config.strength / spread, 0.0)
         factors = present.layout.expand(factor).to(present.weight.device)
