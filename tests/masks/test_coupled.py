@@ -259,3 +259,24 @@ def test_couplings_that_do_not_fit_the_model_are_refused_in_one_line(couplings, 
 def test_methods_that_live_on_gradients_of_what_is_removed_are_refused(method):
     with pytest.raises(JobError, match=rf"^masks\.method: {method} lives on gradients .* allowed: acdc, .*set, "):
         controller(make("mlp"), "neuron", method=method)
+
+
+def test_group_lasso_takes_a_neuron_with_all_that_belongs_to_it():
+    net = make("mlp")
+    masks = controller(net, "neuron", regulariser={"name": "group_lasso", "strength": 0.3})
+    weights = dict(net.named_parameters())
+    for parameter in weights.values():
+        parameter.grad = torch.zeros_like(parameter)
+    masks.pull(1)
+    units = []
+    for first, second, width in (("layers.0", "layers.1", 12), ("layers.1", "layers.2", 8)):
+        for unit in range(width):
+            parts = (weights[f"{first}.weight"][unit], weights[f"{first}.bias"][unit : unit + 1])
+            units.append(torch.cat([*parts, weights[f"{second}.weight"][:, unit]]))
+    penalty = 0.3 * sum(unit.numel() ** 0.5 * unit.norm() for unit in units if bool(unit.any()))
+    for name, expected in zip(weights, torch.autograd.grad(penalty, weights.values(), allow_unused=True), strict=True):
+        if name == "layers.2.bias":
+            assert not weights[name].grad.any()
+        else:
+            wanted = torch.where(masks.masks.update(name), expected, 0.0)
+            assert torch.allclose(weights[name].grad, wanted, atol=1e-6), name
