@@ -149,6 +149,11 @@ def check(job: Job) -> None:
             )
     if masks is not None and _points(job)[1] <= _points(job)[0] and masks.method.name != "static":
         raise JobError(f"masks.end: {masks.end} must be greater than masks.begin ({masks.begin})")
+    if masks is not None and _never_changes(job) and registry.load("mask_method", masks.method.name).starts_dense:
+        raise JobError(
+            f"masks.every: {masks.every} with {masks.method.name}, which begins dense: no update falls into these "
+            f"{job.train.steps} steps, so not a weight would be pruned; allowed: below {_points(job)[1]}"
+        )
 
 
 def advice(job: Job) -> list[str]:
@@ -163,16 +168,23 @@ def advice(job: Job) -> list[str]:
     if exchange.error_feedback.name == "ef21_sgdm" and getattr(job.optimizer.config, "momentum", 0.0):
         lines.append("optimizer.momentum: ef21_sgdm has a momentum of its own; 0 is usual")
     masks, steps = job.masks, job.train.steps
-    if masks is not None and masks.method.name != "static":
-        begin, end = _points(job)
-        every = interval_of(masks.every, steps)
-        own = getattr(registry.load("mask_method", masks.method.name), "schedule", "constant")
-        by_interval = masks.schedule is None and own not in ("phases", "rounds")
-        if by_interval and max(1, -(-begin // every)) * every >= end:
-            lines.append(f"masks.every: no update falls into these {steps} steps: the masks stay as they begin")
+    if masks is not None and masks.method.name != "static" and _never_changes(job):
+        lines.append(f"masks.every: no update falls into these {steps} steps: the masks stay as they begin")
     if masks is not None and exchange.regime == "dense":
         lines.append("exchange.regime: dense sends the zeros of masked weights too; packed gives the same without them")
     return lines
+
+
+def _never_changes(job: Job) -> bool:
+    """Return whether a schedule that goes by begin, every and end names no step at all."""
+    masks = job.masks
+    assert masks is not None
+    own = getattr(registry.load("mask_method", masks.method.name), "schedule", "constant")
+    if (masks.schedule.name if masks.schedule is not None else own) in ("phases", "rounds", "list"):
+        return False
+    begin, end = _points(job)
+    every = interval_of(masks.every, job.train.steps)
+    return max(1, -(-begin // every)) * every >= end
 
 
 def _points(job: Job) -> tuple[int, int]:

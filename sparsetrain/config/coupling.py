@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 
+from sparsetrain.config.numbers import Count, Positive
+
 
 @dataclasses.dataclass(frozen=True)
 class Slice:
@@ -11,8 +13,8 @@ class Slice:
     units; unit u is run u of every part. The rows of a fused q, k and v fall into 3 parts, most else into 1."""
 
     parameter: str
-    axis: int = 0
-    parts: int = 1
+    axis: Count = 0
+    parts: Positive = 1
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -26,6 +28,6 @@ class Coupling:
 
     name: str
     kind: str
-    units: int
+    units: Positive
     makes: tuple[Slice, ...]
     reads: tuple[Slice, ...] = ()

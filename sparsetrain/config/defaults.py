@@ -6,15 +6,32 @@ from typing import Any
 
 STEPS = (5, 4, 6, 3, 2)  # between two exchanges, the best first
 SHARE = 0.01  # of the entries, a step
+UNITS = ("neuron", "head")
 EVALUATE = 100  # job.Train.evaluate_every
 
 
 def settle(tree: dict[str, Any]) -> dict[str, Any]:
+    """Return the job's tree with the defaults that depend on another part; one that is malformed stays as it is."""
+    return _local_steps(_of_units(tree))
+
+
+def _of_units(tree: dict[str, Any]) -> dict[str, Any]:
+    """Return the tree with the distribution uniform where whole neurons or heads go, and the job names none: only then
+    is the sparsity that of units, since er and erk share out weights."""
+    masks = tree.get("masks")
+    if not isinstance(masks, dict) or "distribution" in masks:
+        return tree
+    structure = masks.get("structure")
+    name = structure.get("name") if isinstance(structure, dict) else structure
+    return {**tree, "masks": {**masks, "distribution": "uniform"}} if name in UNITS else tree
+
+
+def _local_steps(tree: dict[str, Any]) -> dict[str, Any]:
     """Return the job's tree with local steps where AdamW exchanges sparsely and the job says neither how often nor how
     much: 1 % of the entries a step, as without them, but Adam keeps its dense local gradients.
 
     Five steps, or the next best number of which all boundaries that the job names (evaluation, checkpoints, masks) are
-    multiples. docs/records/training.md holds the runs behind it. A tree that is malformed is returned as it is.
+    multiples. docs/records/training.md holds the runs behind it.
     """
     optimizer, exchange = tree.get("optimizer", "adamw"), tree.get("exchange", {})
     name = optimizer.get("name", "adamw") if isinstance(optimizer, dict) else optimizer

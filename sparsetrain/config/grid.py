@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import json
 import re
 from collections.abc import Mapping, Sequence
 
 from sparsetrain.config.errors import JobError
 from sparsetrain.config.job import Job
-from sparsetrain.config.load import apply_overrides, parse, read_tree, to_tree
+from sparsetrain.config.load import apply_overrides, parse, read_tree, read_yaml, to_tree
 
 MOST = 10_000  # jobs
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 OPEN, CLOSE = "[{", "]}"
 
 
@@ -44,7 +46,7 @@ def split(overrides: Sequence[str]) -> tuple[tuple[str, ...], dict[str, list[str
             continue
         if path in axes:
             raise JobError(f"{path}: is an axis of the grid twice")
-        if "" in values or len(set(values)) < len(values):
+        if "" in values or len({json.dumps(read_yaml(value, path), default=str) for value in values}) < len(values):
             raise JobError(f"{path}: the values of an axis are different and not empty (given {text})")
         axes[path] = values
     return tuple(fixed), axes
@@ -58,6 +60,11 @@ def cells(source: str, overrides: Sequence[str], seeds: int, name: str | None = 
     fixed, axes = split(overrides)
     if "seed" in axes:
         raise JobError("seed: is not an axis; --seeds N takes N of them, from the job's own on")
+    for path in axes:
+        if path == "name" or path.split(".")[0] in ("log", "checkpoint") or path == "cluster.address":
+            raise JobError(f"{path}: is not an axis; all runs of a grid lie in one folder and run on one cluster")
+    if name is not None and not NAME.fullmatch(name):
+        raise JobError(f"--name: letters, digits and . _ - only (given {name[:60]!r})")
     tree = apply_overrides(read_tree(source), fixed)
     found = []
     count = seeds

@@ -12,9 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sparsetrain import registry
 from sparsetrain.collective.world import World
+from sparsetrain.config.coupling import Coupling
 from sparsetrain.config.errors import JobError
-from sparsetrain.config.job import Job
+from sparsetrain.config.job import Job, Masks
+from sparsetrain.config.load import checked
 from sparsetrain.data.sampler import Sampler
 from sparsetrain.engine import checkpoint, operations
 from sparsetrain.engine.operations import Operations
@@ -22,6 +25,7 @@ from sparsetrain.engine.sparse_mean import sparse_mean
 from sparsetrain.engine.update import EveryStep, LocalSteps
 from sparsetrain.gradient.exchange import GradientExchange
 from sparsetrain.masks.controller import MaskController
+from sparsetrain.masks.saved import check_inactive
 from sparsetrain.masks.schedule import MaskSchedule
 
 # Before the names of tensors in a rank's and in the masks' file.
@@ -103,7 +107,7 @@ def build(job: Job, world: World) -> RunState:
             job.masks,
             parameters,
             maskable=maskable(model, parameters),
-            couplings=model.couplings() if hasattr(model, "couplings") else (),
+            couplings=couplings(job.masks, model),
             seed=job.seed,
             steps=job.train.steps,
             gather=lambda data: transport.gather_bytes(data, "mask"),
@@ -136,6 +140,19 @@ def maskable(model: Any, parameters: dict[str, nn.Parameter]) -> list[str]:
         return model.maskable()
     embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     return [name for name, p in parameters.items() if p.ndim >= 2 and id(p) not in embeddings]
+
+
+def couplings(masks: Masks, model: Any) -> tuple[Coupling, ...]:
+    """Return what the model says of itself, where the structure asks for it. Raises JobError for what are none."""
+    if not getattr(registry.load("structure", masks.structure.name), "couples", "") or not hasattr(model, "couplings"):
+        return ()
+    try:
+        found = tuple(model.couplings())
+        if any(not isinstance(each, Coupling) for each in found):
+            raise TypeError("not all are Coupling")
+        return tuple(checked(each) for each in found)
+    except Exception as error:  # whatever a user's model does
+        raise JobError(f"masks.structure: the model's couplings() are none: {type(error).__name__}: {error}") from error
 
 
 def _nothing() -> None:
@@ -232,6 +249,7 @@ def _restore(state: RunState, folder: pathlib.Path) -> None:
         packed = checkpoint.read_saved(folder, "masks.safetensors")
         parts = {part: _under(packed, f"{part}/") for part in SHARED}
         state.masks.load_state_dict({"packed": packed, "epoch": about.mask_epoch, **parts})
+        check_inactive(state.masks.masks, state.parameters)
     state.sync_masks()
     state.update.load_state(checkpoint.read_saved(folder, "outer.safetensors"))
     ranks, rank = about.world_size, state.world.rank

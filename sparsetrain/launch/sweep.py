@@ -6,12 +6,13 @@ import dataclasses
 import json
 import os
 import pathlib
+import re
 import sys
 from collections.abc import Sequence
 from typing import Any, TextIO
 
 from sparsetrain.config.errors import JobError
-from sparsetrain.config.grid import Cell, cells
+from sparsetrain.config.grid import NAME, Cell, cells
 from sparsetrain.config.job import Job
 from sparsetrain.launch.compare import dense
 from sparsetrain.launch.ray_cluster import ray_cluster
@@ -23,6 +24,8 @@ from sparsetrain.track import sweep as summary
 from sparsetrain.worker import existing, record
 
 INDEX = "sweep.json"
+PATH = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*")
+ALIKE = (("train", "steps"), ("cluster", "workers"))
 SPARSE = ("masks", "exchange")  # sections that a dense run has nothing of
 
 
@@ -58,6 +61,8 @@ def run_grid(grid: Grid, as_json: bool) -> int:
     Returns 0, 1 where runs failed (the others are run all the same), or 130 where it was stopped.
     """
     found = _all_cells(grid)
+    if len({cell.job.cluster.address for cell in found}) > 1:
+        raise JobError("cluster.address: is the same for all runs of a grid")
     folder = record.run_folder(found[0].job).parent
     waiting = [cell for cell in found if not _finished(cell)]
     stream = sys.stderr if as_json else sys.stdout
@@ -66,11 +71,18 @@ def run_grid(grid: Grid, as_json: bool) -> int:
         codes = _run_all(waiting, len(found), stream)
     except Stopped:
         codes = [STOPPED]
-    rows = summary.rows(_read_index(folder))
+    try:
+        rows = summary.rows(_read_index(folder))
+        paths = summary.write(rows, folder) if rows else []
+    except (OSError, ValueError, ArithmeticError, RecursionError) as error:
+        raise JobError(f"{folder}: no table can be made: {type(error).__name__}: {error}") from error
     if rows:
-        paths = summary.write(rows, folder)
         print(json.dumps({"rows": rows}, indent=2) if as_json else f"\n{summary.table(rows)}\n")
         print("\n".join(str(path) for path in paths), file=stream)
+    if failed := sum(code == FAILED for code in codes):
+        print(
+            f"{folder.name}: {failed} of {len(found)} runs failed; the same command tries them again", file=sys.stderr
+        )
     if STOPPED in codes:
         print(f"{folder.name}: stopped; the same command goes on with it", file=sys.stderr)
         return STOPPED
@@ -78,7 +90,18 @@ def run_grid(grid: Grid, as_json: bool) -> int:
 
 
 def _finished(cell: Cell) -> bool:
-    return existing.finished(cell.job, record.run_folder(cell.job), "give the sweep a new --name")
+    """Return whether the cell's run is there. Raises JobError where it is of another job, also one that only has other
+    steps or workers: in a table, runs are alike."""
+    folder, advice = record.run_folder(cell.job), "give the sweep a new --name"
+    found = existing.finished(cell.job, folder, advice)
+    kept = (existing.stored_tree(folder) or {}) if found else {}
+    for section, key in ALIKE if found else ():
+        own, other = getattr(getattr(cell.job, section), key), (kept.get(section) or {}).get(key)
+        if own != other:
+            raise JobError(
+                f"{section}.{key}: is {own} here and {other} in the run; {folder} holds another job: {advice}"
+            )
+    return found
 
 
 def _all_cells(grid: Grid) -> list[Cell]:
@@ -108,8 +131,6 @@ def _run_all(waiting: Sequence[Cell], total: int, stream: TextIO) -> list[int]:
         return []
     codes: list[int] = []
     widest = max((cell.job.cluster for cell in waiting), key=lambda cluster: cluster.workers * cluster.cpus_per_worker)
-    if len({cell.job.cluster.address for cell in waiting}) > 1:
-        raise JobError("cluster.address: is the same for all runs of a grid")
     done = total - len(waiting)
     with listening() as stop, ray_cluster(widest):
         for cell in waiting:
@@ -163,14 +184,23 @@ def _read_index(folder: pathlib.Path) -> list[summary.Run]:
     ]
 
 
+def _well(about: Any) -> bool:
+    keys, values = about["values"].keys(), about["values"].values()
+    return (
+        isinstance(about["seed"], int)
+        and all(PATH.fullmatch(key) and key not in summary.measured() for key in keys)
+        and all(isinstance(value, str) and value.isprintable() for value in values)
+    )
+
+
 def _index(folder: pathlib.Path) -> dict[str, Any]:
     path = folder / INDEX
     if not path.exists():
         return {}
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-        if not all(isinstance(about["values"], dict) and isinstance(about["seed"], int) for about in found.values()):
+        if not all(NAME.fullmatch(name) and _well(about) for name, about in found.items()):
             raise ValueError("not the list of a grid's runs")
-    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+    except (RecursionError, ValueError, KeyError, TypeError, AttributeError, OSError) as error:
         raise JobError(f"{path}: cannot be read: {error}; remove it, and the same command writes it anew") from error
     return found

@@ -21,8 +21,9 @@ from sparsetrain.masks.maskset import MaskSet
 from sparsetrain.masks.present import Present
 from sparsetrain.masks.probe import Probe
 from sparsetrain.masks.rewinding import Rewinding
+from sparsetrain.masks.saved import fitting
 from sparsetrain.masks.schedule import Span
-from sparsetrain.masks.sources import Mean, Means, SparseMean
+from sparsetrain.masks.sources import Mean, Means, SparseMean, alone, alone_at
 from sparsetrain.masks.timing import aims
 
 
@@ -79,7 +80,7 @@ class MaskController:
         self.regulariser = config.regulariser.build() if config.regulariser is not None else None
         self.parameters = self.chooser.parameters
         updates = self.schedule.updates() if self.method.changes else []
-        means = Means(mean or _alone, sparse_mean or _alone_at)
+        means = Means(mean or alone, sparse_mean or alone_at)
         self.source = self.method.source(self.method, updates, means, self.chooser.layouts, self.span)
         self.owed = False  # an update whose scores were not finite waits for the next step that can take it
         self.method.begin({name: parameter.detach() for name, parameter in self.parameters.items()})
@@ -156,8 +157,11 @@ class MaskController:
         Two rounds cross ranks: digests of what each proposes, then a word from each that it has seen them agree. A
         rank that fails before the end of the second leaves all others where they were. Where scores are not finite,
         the update waits for the next step on all ranks alike. Collective: every rank must call it, also in steps
-        that change nothing. Raises MaskDisagreement.
+        that change nothing. Raises MaskDisagreement, and ValueError where `initialise` has been forgotten.
         """
+        if self.waits:
+            name = self.config.method.name
+            raise ValueError(f"masks.method: {name} chooses before the first step: call initialise(probe)")
         if self.rewinding is not None:
             self.rewinding.reached(step)
         if not self.is_update(step):
@@ -302,11 +306,8 @@ class MaskController:
         self.explored = Explored(self.masks)
         if state.get("explored"):
             self.explored.load(state["explored"])
-        for name, weight in self.dormant.items():
-            saved = state.get("dormant", {}).get(name)
-            if saved is None or saved.shape != weight.shape:
-                raise ValueError(f"no dormant weights for {name} of {tuple(weight.shape)}")
-            self.dormant[name] = saved.to(weight)
+        saved = state.get("dormant", {})
+        self.dormant = {name: fitting(f"dormant/{name}", saved.get(name), like) for name, like in self.dormant.items()}
         self.method.load_state(dict(state.get("method", {})))
         if self.rewinding is not None:
             self.rewinding.load_state(state.get("rewind", {}))
@@ -323,7 +324,10 @@ class MaskController:
             name = key.rpartition("/")[2]
             if name in self.parameters and tensor.shape != self.parameters[name].shape:
                 raise ValueError(f"scores of {name}: {tuple(tensor.shape)}, not {tuple(self.parameters[name].shape)}")
-        self.owed = bool(state.get("owed", torch.zeros(1)).sum())
+        owed = state.get("owed", torch.zeros(1))
+        if not bool(torch.isfinite(owed).all()):
+            raise ValueError("scores/owed is not finite")
+        self.owed = bool(owed.sum())
         self.source.load_state(kept)
 
     def _weights(self) -> dict[str, Tensor]:
@@ -337,13 +341,3 @@ class MaskController:
         for name, density in self.chooser.view.inputs(self.masks.masks).items():
             if density > 0:
                 self.parameters[name].div_(density**0.5)
-
-
-def _alone(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the means over a single rank; copies, because gradients are clipped in place later."""
-    return {name: tensor.clone() for name, tensor in tensors.items()}
-
-
-def _alone_at(values: Tensor, places: Tensor, wanted: object) -> tuple[Tensor, Tensor]:
-    """Return a single rank's own places and values."""
-    return places, values[places]

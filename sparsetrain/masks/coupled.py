@@ -144,9 +144,10 @@ def _check_apart(couplings: Sequence[Coupling]) -> None:
         if not each.makes:
             raise JobError(f"masks.structure: the coupling {each.name} makes nothing; allowed: at least one slice")
         for part in (*each.makes, *each.reads):
-            other = axes.setdefault((part.parameter, part.axis), each.name)
-            if other != each.name:
+            if (part.parameter, part.axis) in axes:
+                other = axes[part.parameter, part.axis]
                 raise _misfit(each, part, f"has its axis {part.axis} in the coupling {other} already")
+            axes[part.parameter, part.axis] = each.name
 
 
 def _misfit(coupling: Coupling, part: Slice, reason: str) -> JobError:

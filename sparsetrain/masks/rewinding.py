@@ -7,6 +7,10 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from sparsetrain.masks.saved import fitting
+
+STEP = "/step"  # no parameter is called so
+
 
 class Rewinding:
     """Keeps a copy of all parameters from the moment that `step` steps are finished; equal on all ranks.
@@ -34,12 +38,15 @@ class Rewinding:
             parameter.copy_(self.kept[name])
 
     def state(self) -> dict[str, Tensor]:
-        """Return the copy by parameter name; empty before the step."""
-        return dict(self.kept)
+        """Return the step, and the copy by parameter name, which there is none of before the step."""
+        return {STEP: torch.tensor([self.step]), **self.kept}
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Put back what `state` returned. Raises ValueError when it does not fit the model."""
-        for name, parameter in self.parameters.items() if state or not self.step else ():
-            if name not in state or state[name].shape != parameter.shape:
-                raise ValueError(f"no weights of step {self.step} for {name} of {tuple(parameter.shape)}")
-        self.kept = {name: state[name].to(self.parameters[name]) for name in self.parameters if state}
+        """Put back what `state` returned. Raises ValueError when it does not fit the model or this step."""
+        step = int(state[STEP]) if STEP in state else None
+        if step != self.step:
+            raise ValueError(f"it rewinds to step {step}, this job to step {self.step}: its length or rounds differ")
+        kept = {name: tensor for name, tensor in state.items() if name != STEP}
+        if kept or not self.step:
+            kept = {name: fitting(f"rewind/{name}", kept.get(name), like) for name, like in self.parameters.items()}
+        self.kept = kept

@@ -23,7 +23,7 @@ class Span:
     def updates(self) -> list[int]:
         """Return the numbers of finished steps after which masks change."""
         first = max(1, -(-self.begin // self.every))
-        return list(range(first * self.every, self.end, self.every))
+        return list(range(first * self.every, min(self.end, self.steps + 1), self.every))
 
     def fraction(self, step: int) -> float:
         """Return how much of the span from begin to end is over, 0 to 1."""

@@ -26,6 +26,16 @@ Mean = Callable[[Mapping[str, Tensor]], Tensors]  # local tensors by name -> the
 SparseMean = Callable[[Tensor, Tensor, Sequence[tuple[Layout, int]]], tuple[Tensor, Tensor]]
 
 
+def alone(tensors: Mapping[str, Tensor]) -> Tensors:
+    """Return the means over a single rank; copies, because gradients are clipped in place later."""
+    return {name: tensor.clone() for name, tensor in tensors.items()}
+
+
+def alone_at(values: Tensor, places: Tensor, wanted: object) -> tuple[Tensor, Tensor]:
+    """Return a single rank's own places and values."""
+    return places, values[places]
+
+
 @dataclasses.dataclass(frozen=True)
 class Means:
     """How figures cross ranks: whole tensors, or the places that promise most."""

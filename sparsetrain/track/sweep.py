@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import pathlib
 import statistics
 from collections.abc import Mapping, Sequence
@@ -64,7 +65,7 @@ def rows(runs: Sequence[Run]) -> list[dict[str, Any]]:
 
 def table(found: Sequence[Mapping[str, Any]]) -> str:
     """Return the rows as text, without columns that say nothing, and under it each curve's parameter slack."""
-    axes = list(dict.fromkeys(key for row in found for key in row if key not in _measured()))
+    axes = list(dict.fromkeys(key for row in found for key in row if key not in measured()))
     lines = [[*(axis.removeprefix("masks.") for axis in axes), "seeds", *(column for column, _, _ in COLUMNS)]]
     for row in found:
         shown = [_number(row[column], row.get(f"{column}_sd")) for column, _, _ in COLUMNS]
@@ -78,8 +79,8 @@ def table(found: Sequence[Mapping[str, Any]]) -> str:
 def write(found: Sequence[Mapping[str, Any]], folder: pathlib.Path) -> list[pathlib.Path]:
     """Write table.txt, table.json and, where matplotlib is, table.png into the folder; return where they lie."""
     paths = [folder / "table.txt", folder / "table.json"]
-    paths[0].write_text(table(found) + "\n", encoding="utf-8")
-    paths[1].write_text(json.dumps(list(found), indent=1) + "\n", encoding="utf-8")
+    _replace(paths[0], table(found) + "\n")
+    _replace(paths[1], json.dumps(list(found), indent=1) + "\n")
     try:
         import matplotlib
     except ImportError:
@@ -87,6 +88,16 @@ def write(found: Sequence[Mapping[str, Any]], folder: pathlib.Path) -> list[path
     matplotlib.use("Agg")
     _draw(found, folder / "table.png")
     return [*paths, folder / "table.png"]
+
+
+def _replace(path: pathlib.Path, text: str) -> None:
+    """Write the file beside and rename it: a full disk leaves the old one."""
+    unfinished = path.with_name(f"{path.name}.{os.getpid()}")
+    try:
+        unfinished.write_text(text, encoding="utf-8")
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
 
 
 def slack(reference: float, runs: Sequence[tuple[float, float]], loss: float) -> float | None:
@@ -100,7 +111,8 @@ def accuracy_density(percent: float, nonzeros: float) -> float:
     return percent / (nonzeros / 1e6)
 
 
-def _measured() -> set[str]:
+def measured() -> set[str]:
+    """Return the keys of a row that are not values on an axis."""
     return {"seeds", *(column for column, _, _ in COLUMNS), *(f"{column}_sd" for column in SPREAD)}
 
 
@@ -115,7 +127,7 @@ def curves(found: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, An
     """Return the rows of each curve by its name: all values but the sparsity."""
     made: dict[str, list[Mapping[str, Any]]] = {}
     for row in found:
-        name = " ".join(str(row[key]) for key in row if key not in _measured() and key != SPARSITY) or "all"
+        name = " ".join(str(row[key]) for key in row if key not in measured() and key != SPARSITY) or "all"
         made.setdefault(name, []).append(row)
     return made
 

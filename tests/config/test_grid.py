@@ -54,3 +54,16 @@ def test_a_label_can_name_a_folder():
     assert (
         label({"a": "{name: rigl, drop_fraction: 0.5}", "b": "../x", "c": "~"}) == "name_rigl_drop_fraction_0.5-x-none"
     )
+
+
+@pytest.mark.parametrize("path", ["name", "log.folder", "cluster.address", "checkpoint.keep"])
+def test_what_says_where_a_run_lies_is_no_axis(path):
+    with pytest.raises(JobError, match=f"{path}: is not an axis"):
+        cells("fashion_mnist", (f"{path}=1,2",), 1)
+
+
+def test_equal_values_and_names_that_leave_the_folder_are_refused():
+    with pytest.raises(JobError, match="are different"):
+        cells("fashion_mnist", ("masks.sparsity=0.9,0.90",), 1)
+    with pytest.raises(JobError, match="--name: letters"):
+        cells("fashion_mnist", (), 1, "../../escape")

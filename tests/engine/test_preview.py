@@ -14,7 +14,7 @@ SMALL = (
     "model={name: gpt, layers: 1, width: 32, heads: 2, context: 32}",
     "train={steps: 50, batch_size: 2, evaluate_every: 50, evaluate_batches: 1}",
     "data={name: text, context: 32}",
-    "masks.every=5",
+    "masks.every=10",
     "masks.sparsity=0.8",
     "log={every: 1, wandb: {mode: disabled}}",
 )

@@ -11,7 +11,6 @@ from sparsetrain.config.numbers import NotNegative
 from sparsetrain.masks.maskset import MaskSet
 from sparsetrain.masks.methods.base import MaskMethod, Moment
 from sparsetrain.masks.present import Present
-from sparsetrain.masks.select import best
 from sparsetrain.masks.sources import Tensors
 
 
@@ -43,10 +42,12 @@ class DeepR(MaskMethod):
         crossed comes back only where nothing else is left."""
         layout, quota = moment.layout, moment.layout.quota(moment.count)
         active, crossed = layout.active(moment.mask), layout.active(self._crossed(moment.name, moment.weight))
-        standing = active & ~crossed
-        kept = best(layout.pool(moment.weight.abs()), standing.sum(1).clamp(max=quota), among=standing)
         lots = layout.pool(torch.rand(moment.mask.shape, generator=moment.generator)) - active.double()
-        return layout.expand(kept | best(lots, quota - kept.sum(1), among=~kept)).to(moment.mask.device)
+        if quota < int(active[0].sum()):  # what has crossed goes first
+            worth = torch.where(crossed, -1.0, layout.pool(moment.weight.abs()))
+            active = layout.choose(worth, quota, among=active)
+        kept = active & ~crossed
+        return layout.expand(layout.fill(kept, lots, quota)).to(moment.mask.device)
 
     def settle(self, old: MaskSet, new: MaskSet, weights: Tensors, signal: Tensors) -> Tensors:
         """Return zeros for weights that have crossed and come back all the same."""

@@ -65,7 +65,7 @@ class DSR(MaskMethod):
     def load_state(self, state: Tensors) -> None:
         """See MaskMethod."""
         threshold = float(state["threshold"])
-        if not 0.0 <= threshold < math.inf:
+        if not 0.0 < threshold < math.inf:
             raise ValueError(f"a threshold of {threshold}")
         self.threshold = threshold
 
