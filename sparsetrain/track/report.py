@@ -5,6 +5,7 @@ from __future__ import annotations
 import pathlib
 from typing import Any
 
+from sparsetrain.track.axes import logarithmic
 from sparsetrain.track.compare import compare
 from sparsetrain.track.jsonl import read, series
 
@@ -82,6 +83,6 @@ def _label(axes: Any) -> None:
         axis.grid(alpha=0.3)
         if axis.get_legend_handles_labels()[0]:
             axis.legend(fontsize=8)
-    axes[0][1].set_xscale("log")
+    logarithmic(axes[0][1])
     if axes[0][2].get_lines():
         axes[0][2].set_yscale("log")

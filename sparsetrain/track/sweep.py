@@ -159,6 +159,8 @@ def _draw(found: Sequence[Mapping[str, Any]], path: pathlib.Path) -> None:
     """Draw accuracy, or loss, against density, training operations and bytes a step."""
     from matplotlib.figure import Figure
 
+    from sparsetrain.track.axes import logarithmic
+
     column = "accuracy_percent" if any(row["accuracy_percent"] is not None for row in found) else "loss"
     figure = Figure(figsize=(14, 4.6), layout="constrained")
     panels = (
@@ -179,10 +181,13 @@ def _draw(found: Sequence[Mapping[str, Any]], path: pathlib.Path) -> None:
                 axes.errorbar(
                     xs, ys, spread, marker=marker, markersize=4, capsize=2, color=f"C{number % 10}", label=name
                 )
-        axes.set(xlabel=title, ylabel=column.replace("_", " "), xscale="log")
+        axes.set(xlabel=title, ylabel=column.replace("_", " "))
+        logarithmic(axes)
         axes.grid(alpha=0.3)
         if axes.get_legend_handles_labels()[0]:
             axes.legend(fontsize=7)
+        else:
+            axes.text(0.5, 0.5, "nothing to show", ha="center", transform=axes.transAxes)
     figure.savefig(path, dpi=110)
 
 
