@@ -249,7 +249,6 @@ def _restore(state: RunState, folder: pathlib.Path) -> None:
         packed = checkpoint.read_saved(folder, "masks.safetensors")
         parts = {part: _under(packed, f"{part}/") for part in SHARED}
         state.masks.load_state_dict({"packed": packed, "epoch": about.mask_epoch, **parts})
-        check_inactive(state.masks.masks, state.parameters)
     state.sync_masks()
     state.update.load_state(checkpoint.read_saved(folder, "outer.safetensors"))
     ranks, rank = about.world_size, state.world.rank
@@ -277,6 +276,8 @@ def _restore(state: RunState, folder: pathlib.Path) -> None:
     state.world.transport.meter.sent.update(about.sent_bytes)
     if state.weights_digest() != about.weights_digest:
         raise checkpoint.CheckpointError(f"{folder}: weights do not have the digest that state.json names")
+    if state.masks is not None:
+        check_inactive(state.masks.masks, state.parameters)
 
 
 def _check_kept(state: RunState, kept: dict[str, Tensor], folder: pathlib.Path) -> None:

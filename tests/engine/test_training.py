@@ -209,6 +209,7 @@ FOREIGN = [
     (without("residual.rank00000", "residual/"), "has no tensor residual/"),
     (without("optimizer", "momentum_buffer/"), "is missing"),
     (tensors("model", lambda t: t + 1), "weights do not have the digest"),
+    (tensors("masks", lambda t: t.roll(1)), "which its mask leaves out"),
 ]
 
 
