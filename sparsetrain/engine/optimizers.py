@@ -55,7 +55,7 @@ class SGD:
 
 
 class AdamW:
-    """AdamW. With sparse exchange use `exchange.every` > 1: Adam's step shrinks on gradients that arrive rarely."""
+    """Adam with decoupled weight decay; with sparse exchange use `exchange.every` > 1, or its steps shrink."""
 
     @dataclasses.dataclass(frozen=True, kw_only=True)
     class Config:

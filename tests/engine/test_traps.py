@@ -36,6 +36,15 @@ def watched(loop: Trainer) -> list[dict[str, torch.Tensor]]:
     return seen
 
 
+@pytest.fixture(autouse=True)
+def plain_products():
+    """Matrix products as usual: a faster, rougher kind that a run has chosen before would decide near ties otherwise."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    yield
+    torch.set_float32_matmul_precision(before)
+
+
 def test_t1_scores_are_the_gradient_of_the_whole_batch_however_many_ranks_share_it():
     """T1: one rank with a batch of four and two ranks with two each grow the same weights."""
 
