@@ -38,7 +38,7 @@ def watched(loop: Trainer) -> list[dict[str, torch.Tensor]]:
 
 @pytest.fixture(autouse=True)
 def plain_products():
-    """Matrix products as usual: a faster, rougher kind that a run has chosen before would decide near ties otherwise."""
+    """Matrix products as usual: the rougher kind that a run has chosen before would decide near ties otherwise."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     yield
