@@ -40,14 +40,24 @@ COUPLINGS = [
 ]
 
 
+def method_of(name: str) -> dict:
+    """Return what a job says of a method, or of a variant of one, by its name here."""
+    return {"name": name, **METHOD_OPTIONS.get(name, {}), **VARIANTS.get(name, {})}
+
+
+def structure_of(name: str) -> dict:
+    """Return what a job says of a structure, or of a variant of one, by its name here."""
+    return {"name": name, **OPTIONS.get(name, {})}
+
+
 class Replica:
     """One rank's weights, optimizer and masks, driven by made-up gradients that are whole numbers."""
 
     def __init__(self, combination: tuple[str, ...], world: World, kind: str, **settings) -> None:
         method, structure, distribution, *regulariser = combination
         tree = {
-            "method": {"name": method, **METHOD_OPTIONS.get(method, {}), **VARIANTS.get(method, {})},
-            "structure": {"name": structure, **OPTIONS.get(structure, {})},
+            "method": method_of(method),
+            "structure": structure_of(structure),
             "distribution": distribution,
             "sparsity": 0.5 if structure in ("n:m", "tiles") else 0.75,
             "every": EVERY,
@@ -118,7 +128,12 @@ class Replica:
         self.optimizer.step()
         self.masks.mask_weights()
         report = self.masks.step(step, self.optimizer)
+        if report is not None and report.rewound:
+            self.forget()
         self.check(report)
+
+    def forget(self) -> None:
+        """Let go of what an exchange keeps, after a rewind: nothing here."""
 
     def check(self, report: object) -> None:
         """Nothing lives outside the update sets, the forward sets lie inside them, and counts are exact."""

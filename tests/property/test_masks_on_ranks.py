@@ -8,7 +8,7 @@ import pytest
 import torch
 from mpi_ranks import missing, mpi_ranks
 from ranks import gloo_ranks
-from test_masks import STEPS, Replica, allowed
+from test_masks import STEPS, Replica, allowed, method_of, structure_of
 
 from sparsetrain import registry
 from sparsetrain.collective.simulated import Simulation
@@ -38,11 +38,12 @@ def schedule(name: str) -> dict:
     return {"name": name, **SCHEDULES.get(name, {})}
 
 
-def fits(method: str, name: str) -> bool:
+def fits(combination: tuple[str, ...], name: str) -> bool:
+    """Return whether a combination that is allowed with its own schedule is allowed with this one."""
+    method, structure, distribution = combination
+    tree = {"method": method_of(method), "distribution": distribution, "schedule": schedule(name)}
     try:
-        check_masks(
-            adapter(Masks).validate_python({"method": method, "schedule": schedule(name), "structure": "fan_in"})
-        )
+        check_masks(adapter(Masks).validate_python({**tree, "structure": structure_of(structure)}))
     except JobError as error:
         return not str(error).startswith("masks.schedule")
     return True
@@ -66,6 +67,9 @@ class Rank(Replica):
         means = self.exchange.aggregate(local)
         assert means is not None
         return {name: mean.clone() for name, mean in means.items()}
+
+    def forget(self) -> None:
+        self.exchange.forget()
 
     def step(self, step: int) -> None:
         super().step(step)
@@ -117,7 +121,8 @@ def trained(case: Case, world: World, number: int) -> list[str]:
 def pairwise() -> list[Case]:
     """Return cases that hold every allowed pair of names at least once (greedy)."""
     times = registry.names("mask_schedule")
-    goes = {(method, name): fits(method, name) for method in {each[0] for each in allowed()} for name in times}
+    first = {each[0]: each for each in reversed(allowed())}
+    goes = {(method, name): fits(each, name) for method, each in first.items() for name in times}
     cases = [
         (*each, name, regime)
         for each, name, regime in itertools.product(allowed(), times, REGIMES)
