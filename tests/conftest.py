@@ -2,11 +2,13 @@
 
 import os
 import pathlib
+import shutil
 import time
 
 import hypothesis
 import pytest
 import torch
+from commands import Desk
 
 os.environ.setdefault("WANDB_MODE", "offline")
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
@@ -33,6 +35,14 @@ def children() -> dict[int, str]:
         wanted = {pid for pid, parent in parents.items() if parent in wanted and pid not in found}
         found |= {pid: commands[pid] for pid in wanted}
     return found
+
+
+@pytest.fixture
+def desk(tmp_path):
+    """Yield a folder with a small job, from which the command line is run; its temporary files go afterwards."""
+    made = Desk(tmp_path)
+    yield made
+    shutil.rmtree(made.temporary)
 
 
 @pytest.fixture(scope="session", autouse=True)

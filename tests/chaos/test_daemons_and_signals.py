@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import os
-import pathlib
-import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 
 import pytest
 from commands import Desk
@@ -21,13 +18,6 @@ pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="reads /proc"),
 ]
 LONG = ("sparsetrain", "run", "job.yaml", "model.name=slowly:Slow", "train.steps=1000")
-
-
-@pytest.fixture
-def desk(tmp_path: pathlib.Path) -> Iterator[Desk]:
-    made = Desk(tmp_path)
-    yield made
-    shutil.rmtree(made.temporary)
 
 
 def started(desk: Desk, *arguments: str) -> subprocess.Popen[str]:

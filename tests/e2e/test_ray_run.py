@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-import pathlib
-import shutil
 import signal
 import socket
 import sys
 import time
-from collections.abc import Iterator
 
 import pytest
 from commands import Desk
@@ -21,13 +18,6 @@ pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="reads /proc"),
 ]
 CLI = ("sparsetrain", "run", "job.yaml")
-
-
-@pytest.fixture
-def desk(tmp_path: pathlib.Path) -> Iterator[Desk]:
-    made = Desk(tmp_path)
-    yield made
-    shutil.rmtree(made.temporary)
 
 
 def test_two_workers_end_well_and_torchrun_gives_the_same_losses(desk: Desk) -> None:

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import json
-import pathlib
-import shutil
 import signal
 import sys
 import time
-from collections.abc import Iterator
 
 import pytest
 from commands import Desk
@@ -19,13 +16,6 @@ pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="reads /proc"),
 ]
 CLI = ("sparsetrain", "sweep", "job.yaml", "cluster.workers=1", "--name", "grid")
-
-
-@pytest.fixture
-def desk(tmp_path: pathlib.Path) -> Iterator[Desk]:
-    made = Desk(tmp_path)
-    yield made
-    shutil.rmtree(made.temporary)
 
 
 def test_a_run_that_fails_does_not_stop_the_others_and_a_second_call_runs_only_what_is_missing(desk: Desk) -> None:

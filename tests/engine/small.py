@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
+
 from sparsetrain.config.job import Job
 from sparsetrain.config.load import apply_overrides, parse
+from sparsetrain.engine.trainer import Trainer
 
 TREE = {
     "name": "tiny",
@@ -19,3 +22,21 @@ TREE = {
 
 def job(*overrides: str) -> Job:
     return parse(apply_overrides(TREE, overrides))
+
+
+class Killed(BaseException):
+    """Stands for a kill: nothing of the run may catch it."""
+
+
+def run_and_die(trainer: Trainer, step: int) -> None:
+    """Train until `step` steps are finished, and die in the next one."""
+    forward = trainer._forward_backward
+
+    def dying() -> None:
+        if trainer.state.step == step:
+            raise Killed
+        forward()
+
+    trainer._forward_backward = dying
+    with pytest.raises(Killed):
+        trainer.run()

@@ -7,7 +7,7 @@ import pytest
 import torch
 from ranks import gloo_ranks
 from safetensors.torch import load_file
-from small import job
+from small import job, run_and_die
 
 from sparsetrain.collective.world import World
 from sparsetrain.config.errors import JobError
@@ -112,23 +112,10 @@ def test_the_learning_rate_begins_anew_at_the_early_step():
     assert rates == pytest.approx([*whole, *whole[2:], *whole[2:], *whole[2:]])
 
 
-class Killed(BaseException):
-    """Nothing of the run may catch it."""
-
-
 def killed_at(world: World, step: int, folder: pathlib.Path, *settings: str) -> None:
     """Train until `step` steps are finished and saved, and die."""
     trainer = Trainer(build(job(*ROUNDS, "checkpoint.every=1", *settings), world), folder, quiet)
-    forward = trainer._forward_backward
-
-    def dying() -> None:
-        if trainer.state.step == step:
-            raise Killed
-        forward()
-
-    trainer._forward_backward = dying
-    with pytest.raises(Killed):
-        trainer.run()
+    run_and_die(trainer, step)
     trainer.tracker.close("failed")
 
 

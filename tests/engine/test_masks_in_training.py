@@ -7,7 +7,7 @@ import pytest
 import torch
 from ranks import gloo_ranks
 from safetensors.torch import load_file
-from small import job
+from small import job, run_and_die
 
 from sparsetrain import registry
 from sparsetrain.collective.world import World
@@ -40,10 +40,6 @@ def tensors(folder: pathlib.Path) -> dict[str, torch.Tensor]:
     return {f"{f.name}/{k}": t for f in sorted(newest.glob("*.safetensors")) for k, t in load_file(f).items()}
 
 
-class Killed(BaseException):
-    """Nothing of the run may catch it."""
-
-
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 @pytest.mark.parametrize("method", METHODS)
 def test_any_method_resumes_bit_for_bit_one_step_after_an_update(tmp_path, method, optimizer):
@@ -61,16 +57,7 @@ def check_resume(tmp_path: pathlib.Path, settings: tuple[str, ...]) -> None:
     settings = (*settings, "exchange.every=1", "checkpoint.every=1")
     train(job(*settings), World(), tmp_path / "a", quiet)
     trainer = Trainer(build(job(*settings), World()), tmp_path / "b", quiet)
-    forward = trainer._forward_backward
-
-    def dying() -> None:
-        if trainer.state.step == 5:
-            raise Killed
-        forward()
-
-    trainer._forward_backward = dying
-    with pytest.raises(Killed):
-        trainer.run()
+    run_and_die(trainer, 5)
     trainer.tracker.close("failed")
     train(job(*settings), World(), tmp_path / "b", quiet)
     one, two = tensors(tmp_path / "a"), tensors(tmp_path / "b")

@@ -6,7 +6,7 @@ import pytest
 import torch
 from ranks import gloo_ranks
 from safetensors.torch import load_file, save_file
-from small import job
+from small import job, run_and_die
 
 from sparsetrain.collective.world import World
 from sparsetrain.engine import checkpoint
@@ -40,7 +40,7 @@ def test_straight_is_killed_and_resumed_bit_for_bit(tmp_path, overrides, stop):
     """Masks change after steps 4 and 8: the stops lie before, at, and after an update."""
     overrides = (*overrides, "checkpoint.every=2", "checkpoint.keep=9")
     straight = gloo_ranks(2, functools.partial(run, folder=str(tmp_path / "a"), overrides=overrides))
-    interrupted = functools.partial(run_and_die, folder=str(tmp_path / "b"), overrides=overrides, stop=stop)
+    interrupted = functools.partial(killed_at, folder=str(tmp_path / "b"), overrides=overrides, stop=stop)
     assert gloo_ranks(2, interrupted) == [stop, stop]
     assert [f.name for f in checkpoint.complete(tmp_path / "b/checkpoints")][-1] == f"step_{stop:08d}"
     resumed = gloo_ranks(2, functools.partial(run, folder=str(tmp_path / "b"), overrides=overrides))
@@ -56,23 +56,10 @@ def test_straight_is_killed_and_resumed_bit_for_bit(tmp_path, overrides, stop):
     assert steps == sorted(set(steps)) and steps[-1] == 12
 
 
-class Died(BaseException):
-    """Stands for a kill: nothing of the run may catch it."""
-
-
-def run_and_die(world: World, folder: str, overrides: tuple[str, ...], stop: int) -> int:
+def killed_at(world: World, folder: str, overrides: tuple[str, ...], stop: int) -> int:
     """Train, and die in the middle of step `stop` + 1."""
     trainer = Trainer(build(job(*overrides), world), pathlib.Path(folder), quiet)
-    original = trainer._forward_backward
-
-    def dying() -> None:
-        if trainer.state.step == stop:
-            raise Died
-        original()
-
-    trainer._forward_backward = dying
-    with pytest.raises(Died):
-        trainer.run()
+    run_and_die(trainer, stop)
     return trainer.state.step
 
 
