@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from sparsetrain.bench.synthetic import Gradient
-from sparsetrain.collective.collective import Load, Volume
+from sparsetrain.collective.collective import Volume
 from sparsetrain.collective.transport import Transport
 from sparsetrain.collective.world import World
 from sparsetrain.config.component import adapter
@@ -139,13 +139,9 @@ class Ours(Candidate):
         return mean
 
     def volume(self) -> Volume:
-        parts = [self._volume(channel.size) for channel in self.run.channels]
+        pairs = zip(self.run.channels, self.run.regimes, strict=True)
+        parts = [regime.volume(channel, self.ranks, self.run.config.density) for channel, regime in pairs]
         return Volume(sum(part.bytes for part in parts), sum(part.messages for part in parts))
-
-    def _volume(self, size: int) -> Volume:
-        codec, k = self.run.codec, entries(self.run.config.density, size)
-        load = Load(self.ranks, size, k, codec.bytes(k, size) / k, codec.values.bytes(k) / k)
-        return self.run.collective.volume(load)
 
     def close(self) -> None:
         self.run.close()

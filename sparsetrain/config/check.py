@@ -23,7 +23,13 @@ def check_exchange(exchange: Exchange) -> None:
             "exchange.error_feedback: dgc corrects the momentum of single gradients; with exchange.every > 1 the "
             "optimizer has its own; allowed: ef14, none, ef21, ef21_sgdm"
         )
-    if exchange.regime != "sparse":
+    regimes = exchange.allow if exchange.regime == "auto" else (exchange.regime,)
+    if "lowrank" in regimes and feedback not in ("ef14", "none"):
+        where = "exchange.allow: lowrank" if exchange.regime == "auto" else "exchange.regime: lowrank"
+        raise JobError(f"{where} with error_feedback {feedback}, which corrects entries; allowed: ef14, none")
+    if len(set(exchange.allow)) < len(exchange.allow):
+        raise JobError(f"exchange.allow: {', '.join(exchange.allow)}: a regime is named twice")
+    if "sparse" not in regimes:
         return
     support = getattr(registry.load("collective", collective), "support", "any")
     shared = getattr(registry.load("sparsifier", sparsifier), "shared", False)

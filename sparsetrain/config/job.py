@@ -12,7 +12,9 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from sparsetrain.config.component import STRICT, Component, Named
-from sparsetrain.config.numbers import Above0, BelowOne, Count, Density, Fraction, NotNegative, Point, Positive
+from sparsetrain.config.numbers import Above0, BelowOne, Count, Density, Few, Fraction, NotNegative, Point, Positive
+
+Regime = Literal["dense", "packed", "sparse", "lowrank"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -48,8 +50,14 @@ class Exchange:
     """How gradients cross ranks. Densities are relative to the active coordinates of each bucket."""
 
     __pydantic_config__ = STRICT
-    regime: Literal["dense", "packed", "sparse"] = "sparse"
+    regime: Regime | Literal["auto"] = "sparse"
     density: Density = 0.01
+    rank: Few = 4  # lowrank: of the factors
+    # auto: the regimes to choose from, steps to equal loss over those of dense by regime (1 where none is given), and
+    # after how many exchanges without a mask update it looks again.
+    allow: Annotated[tuple[Regime, ...], Field(min_length=1)] = ("dense", "packed", "sparse", "lowrank")
+    steps_factor: dict[Regime, Above0] = dataclasses.field(default_factory=dict)
+    replan: Positive = 200
     warmup: Fraction = 0.0  # share of the steps over which density falls to its value
     warmup_density: Density = 0.25  # where that fall begins (geometric)
     every: Positive = 1  # 1: exchange gradients each step; H: exchange weight differences each H steps

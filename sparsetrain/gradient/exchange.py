@@ -8,27 +8,27 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from sparsetrain.collective.dense import Dense
-from sparsetrain.collective.entries import Entries, Outcome
-from sparsetrain.collective.packed import Packed
-from sparsetrain.collective.payload import Codec, Frame
+from sparsetrain.collective.entries import Outcome
+from sparsetrain.collective.payload import Codec
 from sparsetrain.collective.world import World
 from sparsetrain.config.check import check_exchange
 from sparsetrain.config.job import Exchange
 from sparsetrain.config.load import checked
+from sparsetrain.gradient.automatic import first, planner_of
 from sparsetrain.gradient.channel import Channel
-from sparsetrain.gradient.density import density_at, entries
+from sparsetrain.gradient.density import density_at
 from sparsetrain.gradient.layout import Shape, build_buckets
 from sparsetrain.gradient.pipeline import Inline, Pipeline
+from sparsetrain.gradient.regimes.base import Regime, Turn
+from sparsetrain.gradient.regimes.choice import build
 from sparsetrain.gradient.small import Small
-from sparsetrain.gradient.sparsifiers.base import Ask
-from sparsetrain.gradient.sparsifiers.everything import Everything
 
 WAYS = 3  # buckets that may be under way at once
 
@@ -77,21 +77,22 @@ class GradientExchange:
         self.warmup_steps = round(config.warmup * steps)
         self.feedback = config.error_feedback.build()
         self.codec = Codec(config.indices.build(), config.values.build())
-        if config.regime == "sparse":
-            self.sparsifier, self.collective = config.sparsifier.build(), config.collective.build()
-        else:
-            self.sparsifier = Everything(Everything.Config())
-            self.collective = Dense(Dense.Config()) if config.regime == "dense" else Packed(Packed.Config())
         buckets, small = build_buckets(shapes, config.bucket_elements, config.dense_below)
         fields = self.feedback.fields
         self.channels = [Channel(i, b, self.device, fields, config.residual) for i, b in enumerate(buckets)]
         self.small = Small(small, self.device)
+        self.built: list[Regime] = []
+        self.regimes: list[Regime] = []  # of each channel
+        self.set_regimes([first(config)] * len(buckets))
         self.overlap = config.overlap and world.size > 1 and self.device.type == "cpu" and len(buckets) > 0
         # Threads of their own need a way to the others of their own, or two threads' messages would mix.
         count = min(WAYS, len(buckets)) if self.overlap else 0
         self.ways = [dataclasses.replace(world, transport=world.transport.twin()) for _ in range(count)] or [world]
         self.pipeline = Pipeline(count) if self.overlap else Inline()
         self._round: _Round | None = None
+        own = world.transport.twin() if config.regime == "auto" else world.transport
+        self.planner = planner_of(self, dataclasses.replace(world, transport=own)) if config.regime == "auto" else None
+        self._ended = 0.0  # on the clock; 0: no exchange yet
 
     @torch.no_grad()
     def aggregate(self, gradients: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
@@ -101,17 +102,25 @@ class GradientExchange:
         on any rank gives None on all ranks and changes no state. The tensors returned are reused by the next call.
         Collective: all ranks must call it.
         """
+        if self.planner is not None and not self.planner.begun:
+            self.planner.begin()
         began = time.perf_counter()
         try:
-            return self._aggregate(gradients)
+            means = self._aggregate(gradients)
         finally:
             self._round = None
             self.seconds += time.perf_counter() - began
+        if self.planner is not None:
+            now = time.perf_counter()
+            if self._ended:
+                self.planner.exchanged(began - self._ended, now - self._ended)
+            self._ended = time.perf_counter()
+        return means
 
     @property
     def streams(self) -> bool:
         """Return whether buckets may leave before the whole gradient is there."""
-        return self.overlap and not self.feedback.clip
+        return self.overlap and not self.feedback.clip and (self.planner is None or self.planner.begun)
 
     @torch.no_grad()
     def offer(self, name: str, gradient: Tensor) -> None:
@@ -131,10 +140,10 @@ class GradientExchange:
         round_ = self._begin(gradients)
         # What backward has not offered, unused parameters for instance.
         round_.gradients = {**gradients, **round_.gradients}
-        round_.factor = self._clip_factor(gradients)
+        round_.turn = dataclasses.replace(round_.turn, factor=self._clip_factor(gradients))
         while round_.next >= 0:
             self._launch(round_)
-        self.small.take(gradients, round_.factor)
+        self.small.take(gradients, round_.turn.factor)
         # Not behind the last bucket, which is the first channel: both travel at once.
         number, way = len(self.channels), min(1, len(self.ways) - 1)
         small = self.pipeline.send(lambda: self.small.exchange(self.epoch, number, self.codec, self.ways[way]), way)
@@ -144,8 +153,8 @@ class GradientExchange:
             self.stats.skipped = True
             return None
         means = self.small.commit(rounded, self.feedback)
-        for channel in self.channels:
-            self.feedback.commit(channel)
+        for channel, regime in zip(self.channels, self.regimes, strict=True):
+            regime.commit(channel)
             means.update(channel.spread())
         self.stats = round_.stats
         self.stats.distinct = sum(outcome.distinct for outcome in outcomes)
@@ -155,65 +164,38 @@ class GradientExchange:
     def _begin(self, gradients: Mapping[str, Tensor]) -> _Round:
         if self._round is None:
             missing = [set(channel.bucket.names) for channel in self.channels]
-            self._round = _Round(dict(gradients), missing, len(self.channels) - 1, ExchangeStats(self._density()))
+            turn = Turn(self.step, self.epoch, self._density())
+            self._round = _Round(dict(gradients), missing, len(self.channels) - 1, ExchangeStats(turn.density), turn)
         return self._round
 
     def _launch(self, round_: _Round) -> None:
         """Send the next bucket on its way: the last of the model first, as backward finishes them."""
         channel = self.channels[round_.next]
         round_.next -= 1
-        way = channel.index % len(self.ways)
+        way, regime = channel.index % len(self.ways), self.regimes[channel.index]
         round_.futures.append(
             self.pipeline.submit(
-                lambda: self._select(channel, round_),
-                lambda chosen: self._communicate(channel, chosen, self.ways[way]),
+                lambda: self._select(channel, regime, round_),
+                lambda chosen: self._communicate(channel, regime, chosen, round_.turn, self.ways[way]),
                 way,
             )
         )
 
     @torch.no_grad()
-    def _select(self, channel: Channel, round_: _Round) -> Entries | None:
+    def _select(self, channel: Channel, regime: Regime, round_: _Round) -> Any:
         if channel.size == 0:
             return None
-        gathers = self.sparsifier.gathers and self.feedback.gathers and round_.factor == 1.0
-        parts = channel.parts(round_.gradients) if gathers else ()
-        if parts:
-            channel.reserve()
-        else:
-            channel.take(round_.gradients, round_.factor)
-        ask = Ask(entries(round_.stats.density, channel.size), 1.0, self.step, channel.index, parts)
-        chosen = self.feedback.select(channel, self.sparsifier, ask)
+        chosen = regime.select(channel, round_.gradients, round_.turn)
+        sent, square = regime.sent(chosen)
         round_.stats.active += channel.size
-        round_.stats.sent += len(chosen)
-        round_.stats.sent_square += float(chosen.values.square().sum())
+        round_.stats.sent += sent
+        round_.stats.sent_square += square
         return chosen
 
     @torch.no_grad()
-    def _communicate(self, channel: Channel, chosen: Entries | None, world: World) -> Outcome:
+    def _communicate(self, channel: Channel, regime: Regime, chosen: Any, turn: Turn, world: World) -> Outcome:
         """Leave the mean of one bucket in the channel, and what did not arrive staged as its next state."""
-        if chosen is None:
-            return Outcome()
-        frame = Frame(channel.size, self.epoch, channel.index)
-        if self.config.regime == "dense" and channel.active is not None:
-            outcome = self._exchange_dense(channel, chosen, world)
-        else:
-            outcome = self.collective.exchange(chosen, frame, self.codec, world, channel.mean)
-        if outcome.finite:
-            self.feedback.keep(channel, chosen, outcome)
-        return outcome
-
-    def _exchange_dense(self, channel: Channel, chosen: Entries, world: World) -> Outcome:
-        """The dense regime sends the whole bucket, the zeros of masked weights too."""
-        assert channel.active is not None
-        whole = torch.zeros(channel.bucket.size, dtype=torch.float32, device=self.device)
-        whole[channel.active] = chosen.values
-        frame = Frame(channel.bucket.size, self.epoch, channel.index)
-        everything = dataclasses.replace(chosen, values=whole)
-        outcome = self.collective.exchange(everything, frame, self.codec, world, channel.flat)
-        if outcome.finite:
-            torch.index_select(channel.flat, 0, channel.active, out=channel.mean)
-        left = tuple(Entries(None, part.values[channel.active]) for part in outcome.leftover)
-        return dataclasses.replace(outcome, leftover=left)
+        return Outcome() if chosen is None else regime.communicate(channel, chosen, turn, world)
 
     def _clip_factor(self, gradients: Mapping[str, Tensor]) -> float:
         """Return what the local gradient is multiplied by (DGC, section 3.3: each rank clips at clip / sqrt(P))."""
@@ -224,7 +206,7 @@ class GradientExchange:
         return limit / norm if limit < norm < float("inf") else 1.0
 
     def _density(self) -> float:
-        if self.config.regime != "sparse":
+        if not any(regime.config.regime == "sparse" for regime in self.regimes):
             return 1.0
         return density_at(self.step, self.config.density, self.config.warmup_density, self.warmup_steps)
 
@@ -237,8 +219,29 @@ class GradientExchange:
         where a coordinate stays active. An epoch that leaves all update sets as they are costs nothing."""
         self.small.set_masks(masks)
         if any([channel.set_masks(masks) for channel in self.channels]):
-            self.collective.forget()
+            for regime in self.built:
+                regime.forget()
+            if self.planner is not None:
+                self.planner.changed(epoch)
         self.epoch = epoch
+
+    def set_regimes(self, choice: Sequence[Exchange]) -> None:
+        """Let every bucket travel as its settings say, from the next exchange on; residuals stay.
+
+        One for each channel, in their order; regime, values, indices, sparsifier, collective and rank count. Every
+        rank must call it alike. Raises ValueError where there are more or fewer.
+        """
+        if len(choice) != len(self.channels):
+            raise ValueError(f"{len(choice)} settings for {len(self.channels)} buckets")
+        self.regimes = [self._regime(settings) for settings in choice]
+
+    def _regime(self, settings: Exchange) -> Regime:
+        """Return the regime of these settings: one for all channels, and the same one when it is chosen again."""
+        for regime in self.built:
+            if regime.config == settings:
+                return regime
+        self.built.append(build(settings, self.feedback))
+        return self.built[-1]
 
     def forget(self) -> None:
         """Keep nothing of earlier exchanges but their number: residuals and their like are zero. Every rank must call
@@ -246,7 +249,8 @@ class GradientExchange:
         for channel in self.channels:
             channel.forget()
         self.small.forget()
-        self.collective.forget()
+        for regime in self.built:
+            regime.restart()
 
     def state(self) -> dict[str, Tensor]:
         """Return what this rank keeps between steps: `residual/<parameter name>` and its like (fp32, U-coordinates;
@@ -256,7 +260,9 @@ class GradientExchange:
         for channel in self.channels:
             state |= channel.state()
         state |= self.small.saved()
-        return state | {f"collective/{key}": tensor for key, tensor in self.collective.state().items()}
+        for regime in self.built:
+            state |= regime.state()
+        return state
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """Put back what `state` returned; masks must have been set to the epoch it belongs to.
@@ -266,8 +272,8 @@ class GradientExchange:
         for channel in self.channels:
             channel.load_state(state)
         self.small.load(state)
-        learned = {key.removeprefix("collective/"): t for key, t in state.items() if key.startswith("collective/")}
-        self.collective.load_state(learned, self.ways[0].size)
+        for regime in self.built:
+            regime.load_state(state, self.ways[0].size)
 
     def residual_norm(self) -> float:
         """Return the 2-norm of this rank's residual; nan where the error feedback keeps none."""
@@ -285,6 +291,8 @@ class GradientExchange:
         if self.overlap:
             for way in self.ways:
                 way.transport.close()
+        if self.planner is not None:
+            self.planner.transport.close()
 
 
 @dataclasses.dataclass
@@ -295,5 +303,5 @@ class _Round:
     missing: list[set[str]]
     next: int
     stats: ExchangeStats
-    factor: float = 1.0
+    turn: Turn
     futures: list[Future[Outcome]] = dataclasses.field(default_factory=list)

@@ -27,6 +27,8 @@ class HookState:
     def __init__(self, config: Exchange, model: torch.nn.Module, world: World, steps: int) -> None:
         if config.every != 1:
             raise JobError(f"exchange.every: {config.every} in a hook, which sees every step's gradients; allowed: 1")
+        if config.regime == "auto":
+            raise JobError("exchange.regime: auto in a hook, which sees no whole step; allowed: any other")
         self.config = config
         self.world = world
         self.steps = steps

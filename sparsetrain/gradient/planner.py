@@ -60,6 +60,7 @@ class Planner:
         self.count = 0  # exchanges so far
         self.epoch = 0
         self.due = False
+        self.begun = False
         self._network = Network(latency_s=0.0, reduce_rate=1.0, gather_rate=1.0)
         self._active = 0
         self._planned = 0  # when the last look was taken
@@ -73,10 +74,11 @@ class Planner:
     @property
     def settled(self) -> bool:
         """Return whether the present way is one that was decided on."""
-        return self._trial is None and not self._watching
+        return self.begun and self._trial is None and not self._watching
 
     def begin(self) -> None:
         """Calibrate, and start with the way that is best where nothing can be hidden. Collective."""
+        self.begun = True
         self._network = self.hands.measure()
         self._planned, self.due, self._active = self.count, False, sum(self.hands.sizes())
         ways = [way for way in self.ways if way.name != MIXED]

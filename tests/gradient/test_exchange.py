@@ -270,7 +270,7 @@ def test_the_largest_numbers_stay_finite_in_bf16():
 
 
 @pytest.mark.parametrize("values", ["fp32", "bf16", "int8", "int4"])
-@pytest.mark.parametrize("regime", ["dense", "packed", "sparse"])
+@pytest.mark.parametrize("regime", ["dense", "packed", "sparse", "lowrank"])
 @pytest.mark.parametrize("broken", [float("nan"), float("inf")])
 def test_a_gradient_that_is_not_finite_skips_the_step_on_all_ranks(regime, values, broken):
     def body(world: World) -> tuple[bool, bool, dict]:

@@ -29,6 +29,7 @@ REGIMES = {
     "packed": {"regime": "packed", "values": "fp32"},
     "topk": {"density": 0.2, "values": "int8"},
     "split_reduce": {"density": 0.2, "collective": "split_reduce"},
+    "lowrank": {"regime": "lowrank", "rank": 2},
     "randomk": {"density": 0.2, "sparsifier": "randomk", "collective": "packed"},
 }
 LOSSLESS = ("dense", "packed")

@@ -1,0 +1,105 @@
+"""`bench auto`: does the planner take the way that turns out best, over links of several rates?
+
+A cell is a rate, a number of hosts and a sparsity of the weights. In each, whole training steps of a GPT take turns:
+one candidate for every regime, and `auto`, which has settled on one of them before. All regimes count as good per step,
+so what is judged is the choice by time alone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sparsetrain.bench import table
+from sparsetrain.bench.ranks import Ranks, run
+
+AUTO = "auto"
+DENSE = "dense"
+COLUMNS = (
+    "rate",
+    "ranks",
+    "sparsity",
+    *(f"{name}_ms" for name in (DENSE, "packed", "sparse", "lowrank", AUTO)),
+    "took",
+    "best",
+    "over_best",
+    "over_dense",
+    "link_mbit",
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What to measure in a cell: `rounds` turns of `steps` steps by each candidate, `batch` sequences a rank and step;
+    `allow`: the regimes."""
+
+    layers: int = 4
+    width: int = 128
+    context: int = 64
+    batch: int = 8
+    density: float = 0.01
+    rank: int = 4
+    sparsity: float = 0.0
+    allow: tuple[str, ...] = (DENSE, "packed", "sparse", "lowrank")
+    steps: int = 5
+    rounds: int = 5
+
+    def __post_init__(self) -> None:
+        """Raise ValueError where a number makes no sense."""
+        sizes = (self.layers, self.width, self.context, self.batch, self.rank, self.steps, self.rounds)
+        if min(sizes) < 1 or self.width % 4 or not 0 < self.density <= 1 or not 0 <= self.sparsity < 1:
+            raise ValueError(
+                "want counts of at least 1, a width that 4 divides, a density in (0, 1], a sparsity in [0, 1)"
+            )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Grid:
+    """The cells: every rate with every number of hosts and every sparsity."""
+
+    rates: tuple[str, ...] = ("none", "1gbit", "200mbit", "50mbit")
+    hosts: tuple[int, ...] = (2, 4)
+    sparsities: tuple[float, ...] = (0.0, 0.9)
+
+    def cells(self) -> list[tuple[str, int, float]]:
+        """Return (rate, hosts, sparsity) of all cells."""
+        return list(itertools.product(self.rates, self.hosts, self.sparsities))
+
+
+def measure(ranks: Ranks, plan: Plan) -> dict[str, Any]:
+    """Return the row of one cell with COLUMNS, the decision of the planner and the weights of the model.
+
+    `over_best` and `over_dense` are auto's seconds over those of the best regime and of dense, medians over rounds.
+    Raises RankFailed, and HostsUnavailable where there can be no hosts; nothing is left running then.
+    """
+    figures = run(ranks, "sparsetrain.bench.auto_rank", dataclasses.asdict(plan))
+    names = list(figures[0]["seconds"])
+    slowest = {name: [max(t) for t in zip(*(each["seconds"][name] for each in figures), strict=True)] for name in names}
+    medians = {name: statistics.median(times) for name, times in slowest.items()}
+    best = min((name for name in names if name != AUTO), key=medians.__getitem__)
+    decision = figures[0]["decision"]
+    return {
+        "rate": ranks.rate,
+        "ranks": ranks.hosts,
+        "sparsity": plan.sparsity,
+        **{f"{name}_ms": 1e3 * medians[name] for name in names},
+        "took": decision["chosen"],
+        "best": best,
+        "over_best": table.ratio(slowest, best)[AUTO],
+        "over_dense": table.ratio(slowest, DENSE)[AUTO],
+        "link_mbit": decision["network"]["gather_rate"] * 8e-6,
+        "why": decision["why"],
+        "weights": figures[0]["weights"],
+    }
+
+
+def show(rows: Sequence[Mapping[str, Any]], plan: Plan) -> str:
+    """Return the table that people read, under one line that says what was measured."""
+    heading = (
+        f"GPT of {rows[0]['weights']} weights, batch {plan.batch} x {plan.context}, density {plan.density:g}, "
+        f"rank {plan.rank}, {plan.rounds} rounds of {plan.steps} steps"
+    )
+    return f"{heading}\n{table.render(rows, COLUMNS)}"

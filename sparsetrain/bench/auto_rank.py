@@ -1,0 +1,76 @@
+"""One rank of `bench auto`: `python -m sparsetrain.bench.auto_rank SPEC.json` writes its figures beside SPEC."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import pathlib
+import sys
+from typing import Any
+
+from sparsetrain.bench.auto import AUTO, Plan
+from sparsetrain.bench.rank import joined
+from sparsetrain.bench.ranks import Place
+from sparsetrain.bench.step_rank import once
+from sparsetrain.collective.torch_dist import torch_world
+from sparsetrain.config.job import Job
+from sparsetrain.config.load import load_job
+from sparsetrain.engine.matmul import prefer_fast_matmul
+from sparsetrain.engine.state import build
+from sparsetrain.engine.trainer import Trainer
+
+SETTLED_WITHIN = 200  # steps
+
+
+def job_of(plan: Plan, regime: str) -> Job:
+    """Return the job that trains with a regime, or with all of them on `auto`."""
+    settings = [
+        f"model.layers={plan.layers} model.width={plan.width} model.context={plan.context}",
+        f"data.context={plan.context} train.batch_size={plan.batch} train.steps=1000000 log.wandb.mode=disabled",
+        f"exchange.regime={regime} exchange.every=1 exchange.density={plan.density} exchange.rank={plan.rank}",
+        f"exchange.allow=[{','.join(plan.allow)}]",
+    ]
+    if plan.sparsity:
+        settings.append(f"masks.method=static masks.sparsity={plan.sparsity}")
+    return load_job("text_gpt", tuple(part for line in settings for part in line.split(" ") if part))
+
+
+def measure(place: Place, plan: Plan) -> dict[str, Any]:
+    """Return this rank's figures: seconds of a step in each round by candidate, the planner's last decision, the
+    number of weights. Collective."""
+    prefer_fast_matmul(lambda line: None)
+    regimes = [name for name in plan.allow if name != "packed" or plan.sparsity]
+    with contextlib.ExitStack() as stack:
+        trainers: dict[str, Trainer] = {}
+        for name in (*regimes, AUTO):
+            state = build(job_of(plan, name), torch_world())
+            stack.callback(state.exchange.close)
+            trainers[name] = Trainer(state, pathlib.Path(), lambda line: None)
+        automatic = trainers[AUTO].state.exchange
+        assert automatic.planner is not None
+        for _ in range(SETTLED_WITHIN):
+            if automatic.planner.settled:
+                break
+            trainers[AUTO].train_step()
+        seconds: dict[str, list[float]] = {name: [] for name in trainers}
+        for turn in range(1 + plan.rounds):
+            for name, trainer in trainers.items():
+                spent, _ = once(trainer.train_step, plan.steps, None)
+                if turn:  # the first turn touches memory
+                    seconds[name].append(spent)
+        weights = sum(parameter.numel() for parameter in trainers[AUTO].state.parameters.values())
+        return {"seconds": seconds, "decision": automatic.planner.decisions[-1].row(), "weights": weights}
+
+
+def main(path: str) -> None:
+    """Join the ranks, measure, write the figures beside the specification."""
+    spec = pathlib.Path(path)
+    found = json.loads(spec.read_text())
+    place = Place(**found["place"])
+    with joined(place):
+        figures = measure(place, Plan(**found["plan"]))
+    spec.with_suffix(".figures").write_text(json.dumps(figures))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

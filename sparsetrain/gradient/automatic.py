@@ -1,0 +1,65 @@
+"""`regime: auto` for an exchange: the ways that its settings allow, and the planner with hands on its buckets."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from sparsetrain.collective.world import World
+from sparsetrain.config.job import Exchange, Regime
+from sparsetrain.gradient.calibration import measure_network, probe
+from sparsetrain.gradient.cost import Compute, Network, Stages
+from sparsetrain.gradient.decision import Candidate
+from sparsetrain.gradient.planner import Hands, Planner
+from sparsetrain.gradient.regimes.choice import REGIMES
+from sparsetrain.gradient.stages import StageBook
+
+if TYPE_CHECKING:
+    from sparsetrain.gradient.exchange import GradientExchange
+
+
+def settings_of(config: Exchange, regime: Regime) -> Exchange:
+    """Return the settings with a regime in the place of `auto`."""
+    return dataclasses.replace(config, regime=regime)
+
+
+def first(config: Exchange) -> Exchange:
+    """Return the settings of the first allowed regime where they leave the choice to the planner, else themselves."""
+    return settings_of(config, config.allow[0]) if config.regime == "auto" else config
+
+
+def planner_of(exchange: GradientExchange, world: World) -> Planner:
+    """Return the planner of an exchange whose regime is `auto`. Collective: it counts the ranks of each node."""
+    config = exchange.config
+    book = StageBook(world, exchange.device)
+    transport = world.transport
+
+    def stages(settings: Sequence[Exchange], network: Network) -> list[Stages]:
+        return book.stages(exchange.channels, settings, network, config.density)
+
+    hands = Hands(
+        measure=lambda: measure_network(transport),
+        probe=lambda before: probe(transport, before),
+        stages=stages,
+        adopt=exchange.set_regimes,
+        sizes=lambda: [channel.size for channel in exchange.channels],
+    )
+    nodes = transport.gather_bytes(world.node.encode())
+    here = nodes.count(world.node.encode())
+    spare = min(1.0, max(0.0, len(os.sched_getaffinity(0)) / here - 1.0))
+    compute = Compute(seconds=0.0, every=config.every, overlap=exchange.overlap, spare=spare)
+    return Planner(_ways(config, len(exchange.channels)), hands, transport, compute, config.replan)
+
+
+def _ways(config: Exchange, buckets: int) -> list[Candidate]:
+    return [
+        Candidate(
+            name=name,
+            settings=(settings_of(config, name),) * buckets,
+            lossless=REGIMES[name].lossless,
+            steps_factor=config.steps_factor.get(name, 1.0),
+        )
+        for name in config.allow
+    ]
