@@ -223,6 +223,7 @@ def save(state: RunState, root: pathlib.Path) -> pathlib.Path:
             "dense_steps": state.dense_steps,
             "sent_bytes": world.transport.meter.sent,
             "weights_digest": state.weights_digest(),
+            "regimes": state.exchange.choice(),
         }
         checkpoint.write_text(unfinished / "state.json", json.dumps(about, indent=1))
     world.transport.barrier()
@@ -263,12 +264,12 @@ def _restore(state: RunState, folder: pathlib.Path) -> None:
         saved = (checkpoint.read_saved(folder, f"residual.rank{r:05d}.safetensors") for r in range(ranks))
         kept = _mean(list(saved))
     _check_kept(state, kept, folder)
+    state.exchange.go_on(about.exchanges, about.regimes)
     state.exchange.load_state({name: tensor for name, tensor in kept.items() if not name.startswith(SCORES)})
     if state.masks is not None:
         state.masks.load_rank_state(_under(kept, SCORES))
     if ranks == state.world.size:
         torch.set_rng_state(kept["random/torch"])
-    state.exchange.step = about.exchanges
     # A changed batch moves the border between finished and new samples to a whole number of steps.
     state.step = about.step
     state.wall_s = about.wall_s

@@ -17,6 +17,7 @@ from sparsetrain.config.check import advice
 from sparsetrain.config.job import Job
 from sparsetrain.config.load import to_tree
 from sparsetrain.engine import checkpoint
+from sparsetrain.engine.choices import Choices
 from sparsetrain.engine.evaluate import evaluate
 from sparsetrain.engine.flow import effective_sparsity
 from sparsetrain.engine.learning_rate import factor_at
@@ -93,6 +94,7 @@ class Trainer:
             state.sync_masks()
         self.tracker = Tracker(_sinks(state, self.folder, self.show), self.log)
         self.window = Window(self.world.transport.meter, state.exchange.seconds)
+        choices = Choices(self.folder / "regimes.json", state.exchange.step) if self.world.rank == 0 else None
         if hasattr(state.data, "describe"):
             self.log(f"data: {', '.join(f'{key} {value}' for key, value in state.data.describe().items())}")
         if state.masks is not None:
@@ -102,6 +104,8 @@ class Trainer:
         self.began = time.perf_counter() - state.wall_s
         while state.step < job.train.steps:
             report = self.train_step()
+            if choices is not None and state.exchange.planner is not None:
+                choices.tell(state.exchange.planner.decisions, self.log)
             done = state.step == job.train.steps
             state.wall_s = time.perf_counter() - self.began
             row: dict[str, float] = {}

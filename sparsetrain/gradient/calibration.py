@@ -15,7 +15,7 @@ from sparsetrain.gradient.cost import Network
 
 PINGS = 9
 TURNS = 3
-SMALLEST, LARGEST = 1 << 16, 1 << 24  # bytes of a message
+SMALLEST, LARGEST = 1 << 16, 1 << 22  # bytes of a message
 # A longer message than this tells nothing new; much of a shorter one can pass in the burst that a shaped link lets by.
 LONG_S = 0.03
 FASTEST = 1e12  # bytes a second, where a difference of two times is too small to see

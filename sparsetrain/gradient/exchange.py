@@ -19,14 +19,15 @@ from sparsetrain.collective.entries import Outcome
 from sparsetrain.collective.payload import Codec
 from sparsetrain.collective.world import World
 from sparsetrain.config.check import check_exchange
-from sparsetrain.config.job import Exchange
+from sparsetrain.config.job import Exchange, Regime
 from sparsetrain.config.load import checked
-from sparsetrain.gradient.automatic import first, planner_of
+from sparsetrain.gradient.automatic import first, planner_of, settings_of
 from sparsetrain.gradient.channel import Channel
 from sparsetrain.gradient.density import density_at
 from sparsetrain.gradient.layout import Shape, build_buckets
 from sparsetrain.gradient.pipeline import Inline, Pipeline
-from sparsetrain.gradient.regimes.base import Regime, Turn
+from sparsetrain.gradient.regimes.base import Regime as Way
+from sparsetrain.gradient.regimes.base import Turn
 from sparsetrain.gradient.regimes.choice import build
 from sparsetrain.gradient.small import Small
 
@@ -81,8 +82,8 @@ class GradientExchange:
         fields = self.feedback.fields
         self.channels = [Channel(i, b, self.device, fields, config.residual) for i, b in enumerate(buckets)]
         self.small = Small(small, self.device)
-        self.built: list[Regime] = []
-        self.regimes: list[Regime] = []  # of each channel
+        self.built: list[Way] = []
+        self.regimes: list[Way] = []  # of each channel
         self.set_regimes([first(config)] * len(buckets))
         self.overlap = config.overlap and world.size > 1 and self.device.type == "cpu" and len(buckets) > 0
         # Threads of their own need a way to the others of their own, or two threads' messages would mix.
@@ -182,7 +183,7 @@ class GradientExchange:
         )
 
     @torch.no_grad()
-    def _select(self, channel: Channel, regime: Regime, round_: _Round) -> Any:
+    def _select(self, channel: Channel, regime: Way, round_: _Round) -> Any:
         if channel.size == 0:
             return None
         chosen = regime.select(channel, round_.gradients, round_.turn)
@@ -193,7 +194,7 @@ class GradientExchange:
         return chosen
 
     @torch.no_grad()
-    def _communicate(self, channel: Channel, regime: Regime, chosen: Any, turn: Turn, world: World) -> Outcome:
+    def _communicate(self, channel: Channel, regime: Way, chosen: Any, turn: Turn, world: World) -> Outcome:
         """Leave the mean of one bucket in the channel, and what did not arrive staged as its next state."""
         return Outcome() if chosen is None else regime.communicate(channel, chosen, turn, world)
 
@@ -235,7 +236,7 @@ class GradientExchange:
             raise ValueError(f"{len(choice)} settings for {len(self.channels)} buckets")
         self.regimes = [self._regime(settings) for settings in choice]
 
-    def _regime(self, settings: Exchange) -> Regime:
+    def _regime(self, settings: Exchange) -> Way:
         """Return the regime of these settings: one for all channels, and the same one when it is chosen again."""
         for regime in self.built:
             if regime.config == settings:
@@ -263,6 +264,24 @@ class GradientExchange:
         for regime in self.built:
             state |= regime.state()
         return state
+
+    def choice(self) -> list[Regime]:
+        """Return the regimes of the buckets where they were chosen in the run, else nothing."""
+        chosen = self.planner is not None and self.planner.begun
+        return [regime.config.regime for regime in self.regimes if regime.config.regime != "auto"] if chosen else []
+
+    def go_on(self, step: int, choice: Sequence[Regime]) -> None:
+        """Continue after `step` exchanges with the `choice` of then; before `load_state`. Collective.
+
+        Raises ValueError where the choice is not one for each bucket out of what is allowed.
+        """
+        self.step = step
+        if self.planner is None or not choice:
+            return
+        wrong = [name for name in choice if name not in self.config.allow]
+        if wrong or len(choice) != len(self.channels):
+            raise ValueError(f"regimes {', '.join(choice)} for {len(self.channels)} buckets")
+        self.planner.go_on(step, [settings_of(self.config, name) for name in choice])
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """Put back what `state` returned; masks must have been set to the epoch it belongs to.

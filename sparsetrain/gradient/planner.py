@@ -15,7 +15,7 @@ import torch
 from sparsetrain.collective.transport import Transport
 from sparsetrain.config.job import Exchange
 from sparsetrain.gradient.cost import Compute, Network, Stages, alone_seconds, step_seconds
-from sparsetrain.gradient.decision import Candidate, Decision, choose, finalists
+from sparsetrain.gradient.decision import GAIN, Candidate, Decision, choose, finalists
 
 MIXED = "mixed"  # the way in which buckets go by different regimes
 SETTLE = 1  # exchanges after a change of way that do not count: buffers are new
@@ -23,8 +23,8 @@ WATCHED = 3  # exchanges that say how long computing takes
 TRIES = 3  # exchanges of one turn of a trial
 TURNS = 2  # of every finalist
 WITHIN, MOST = 1.3, 4  # of the best prediction; finalists
-DRIFT = 1.5  # a rate or a step time that is off by this factor calls for a new calibration
-GROWN = 1.1  # so do active coordinates
+DRIFT = 2.0  # by which links or step times must have changed to be worth a word
+BETTER = 0.2  # by which the prediction of another way must be the better one to be tried
 RECENT = 20  # exchanges whose median stands for the present
 
 
@@ -62,7 +62,8 @@ class Planner:
         self.due = False
         self.begun = False
         self._network = Network(latency_s=0.0, reduce_rate=1.0, gather_rate=1.0)
-        self._active = 0
+        self._chosen = self.ways[0]
+        self._decided: tuple[Candidate, ...] = ()  # the ways as they were at the last decision
         self._planned = 0  # when the last look was taken
         self._note = ""  # why there is a new plan
         self._watching = 0
@@ -80,11 +81,26 @@ class Planner:
         """Calibrate, and start with the way that is best where nothing can be hidden. Collective."""
         self.begun = True
         self._network = self.hands.measure()
-        self._planned, self.due, self._active = self.count, False, sum(self.hands.sizes())
+        self._planned, self.due = self.count, False
         ways = [way for way in self.ways if way.name != MIXED]
         self.ways = tuple(self._predicted(way, 0.0) for way in [*ways, *self._mixed(ways)])
         self._adopt(choose(self.ways)[0])
         self._watching = SETTLE + WATCHED
+
+    def go_on(self, count: int, settings: Sequence[Exchange]) -> None:
+        """Continue a run that had made `count` exchanges, with the settings it had then. Collective."""
+        self.begun = True
+        self.count = self._planned = count
+        self._network = self.hands.measure()
+        self.due = False
+        names = [each.regime for each in settings]
+        uniform = [way for way in self.ways if [each.regime for each in way.settings] == names]
+        self._chosen = (
+            uniform[0] if uniform else dataclasses.replace(self.ways[0], name=MIXED, settings=tuple(settings))
+        )
+        if not uniform:
+            self.ways = (*self.ways, self._chosen)
+        self.hands.adopt(settings)
 
     def changed(self, epoch: int) -> None:
         """Say that the update sets are those of another mask epoch."""
@@ -136,8 +152,13 @@ class Planner:
         self._decide()
 
     def _decide(self) -> None:
-        chosen, why = choose(self.ways)
+        self._chosen, why = choose(self.ways)
         note, self._note = self._note, ""
+        self._decided = self.ways
+        self._record(self._chosen, note + why)
+        self._adopt(self._chosen)
+
+    def _record(self, chosen: Candidate, why: str) -> None:
         self.decisions.append(
             Decision(
                 exchange=self.count,
@@ -146,28 +167,46 @@ class Planner:
                 compute_s=self.compute.seconds,
                 candidates=self.ways,
                 chosen=chosen,
-                why=note + why,
+                why=why,
             )
         )
-        self._adopt(chosen)
 
     def _look_again(self) -> None:
-        """Compare the present with what was decided on; plan anew where they differ."""
+        """Compare the present with what was decided on; plan anew where another way looks better, or steps take longer
+        or shorter than they did. Links that have changed are told of in any case."""
         self._planned, self.due = self.count, False
-        now = self.hands.probe(self._network)
-        active = sum(self.hands.sizes())
+        now, before = self.hands.probe(self._network), self._network
         expected, step_s = self._agreed(self._reference[SETTLE:]), self._agreed(self._intervals)
-        if _differ(now.gather_rate, self._network.gather_rate, DRIFT):
-            self._note = (
-                f"links of {now.gather_rate * 8e-6:.3g} Mbit/s, no longer {self._network.gather_rate * 8e-6:.3g}: "
-            )
+        chosen = self._chosen
+        links = _differ(now.gather_rate, before.gather_rate, DRIFT)
+        note = (
+            f"links of {now.gather_rate * 8e-6:.3g} Mbit/s, no longer {before.gather_rate * 8e-6:.3g}: "
+            if links
+            else ""
+        )
+        self._network = now
+        ways = [self._predicted(way, self.compute.seconds) for way in self.ways]
+        scores = {way.name: self._corrected(way) for way in ways}
+        best = min(scores, key=scores.__getitem__)
+        # What loses nothing need not be better, only about as good.
+        safe = min((scores[way.name] for way in ways if way.lossless), default=float("inf"))
+        better = scores[best] < (1.0 - BETTER) * scores[chosen.name]
+        if better or (not chosen.lossless and (1.0 - GAIN / 2) * safe <= scores[chosen.name]):
+            self._note = note or "predictions have changed: "
         elif _differ(step_s, expected, DRIFT):
-            self._note = f"steps of {step_s * 1e3:.3g} ms, not {expected * 1e3:.3g}: "
-        elif _differ(active, self._active, GROWN):
-            self._note = f"{active} active coordinates, not {self._active}: "
+            self._note = note or f"steps of {step_s * 1e3:.3g} ms, no longer {expected * 1e3:.3g}: "
+        elif links:
+            self._record(chosen, f"{note}still the best")
+            return
         else:
             return
         self.begin()
+
+    def _corrected(self, now: Candidate) -> float:
+        """Return the score of a prediction, times what the last one was wrong by where the way was tried."""
+        last = next((way for way in self._decided if way.name == now.name), now)
+        wrong = 1.0 if last.measured_s is None else last.measured_s / max(last.predicted_s, 1e-9)
+        return now.score * wrong
 
     def _predicted(self, way: Candidate, seconds: float) -> Candidate:
         """Return the way with its prediction beside `seconds` of computing a step."""

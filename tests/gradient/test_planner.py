@@ -117,17 +117,44 @@ def test_what_has_changed_is_noticed_at_the_next_look(why):
     if why == "rate":
         ground.network = dataclasses.replace(ground.network, gather_rate=1e9, reduce_rate=1e9)
     elif why == "steps":
-        ground.truth = {"sparse": 2.0}
+        ground.truth = {"sparse": 2.5}
     else:
-        ground.active = [50, 150]
+        ground.bytes |= {"dense": 10.0, "sparse": 1e5}  # what a mask update has left
     go(plan, ground, 25)
     assert len(plan.decisions) == before  # not before it is asked to look
     plan.changed(epoch=1)
     go(plan, ground, 1 + LONG)
     assert plan.settled and len(plan.decisions) == before + 1 and ground.measured == 2
-    said = {"rate": "no longer 0.8", "steps": "steps of 200 ms, not 100", "active": "200 active coordinates, not 400"}
+    said = {
+        "rate": "links of 8e+03 Mbit/s, no longer 0.8: ",
+        "steps": "steps of 250 ms, no longer 100: ",
+        "active": "predictions have changed: ",
+    }
     assert said[why] in plan.decisions[-1].line() and plan.decisions[-1].epoch == 1
-    assert (ground.now == "dense") == (why == "rate")
+    assert ground.now == ("sparse" if why == "steps" else "dense")
+
+
+def test_other_links_are_told_of_where_the_way_stays():
+    ground = Ground(rate=1e5)
+    plan = planner(ground, "dense", "sparse")
+    go(plan, ground, LONG)
+    ground.network = dataclasses.replace(ground.network, gather_rate=4e5, reduce_rate=4e5)
+    plan.changed(epoch=1)
+    go(plan, ground, 2)
+    assert plan.settled and ground.measured == 1 and plan.decisions[-1].chosen.name == "sparse"
+    assert plan.decisions[-1].why == "links of 3.2 Mbit/s, no longer 0.8: still the best"
+
+
+def test_a_run_goes_on_with_its_choice():
+    ground = Ground(rate=1e5)
+    plan = planner(ground, "dense", "sparse")
+    resumed = Planner(plan.ways, ground.hands(), Alone(), Compute(seconds=0.0, spare=1.0), 1000)
+    resumed.go_on(50, [Exchange(regime="sparse")] * 2)
+    assert resumed.settled and ground.now == "sparse"
+    go(resumed, ground, 30)
+    resumed.changed(epoch=3)
+    go(resumed, ground, 5)
+    assert resumed.settled and ground.now == "sparse" and not resumed.decisions
 
 
 def test_where_nothing_has_changed_nothing_is_tried_again():

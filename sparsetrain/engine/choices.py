@@ -1,0 +1,43 @@
+"""regimes.json of a run folder: every decision of the planner, over all attempts."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from sparsetrain.gradient.decision import Decision
+
+VERSION = 1
+
+
+class Choices:
+    """Writes decisions as they come; those of earlier attempts up to exchange number `since` stay in the file."""
+
+    def __init__(self, path: pathlib.Path, since: int) -> None:
+        self.path = path
+        self.earlier = [row for row in _read(path) if row["exchange"] <= since] if since else []
+        self.told = 0
+
+    def tell(self, decisions: Sequence[Decision], log: Callable[[str], None]) -> None:
+        """Say every new decision in a line, and write all of them."""
+        if len(decisions) == self.told:
+            return
+        for decision in decisions[self.told :]:
+            log(decision.line())
+        self.told = len(decisions)
+        rows = [*self.earlier, *(decision.row() for decision in decisions)]
+        beside = self.path.with_name(f"{self.path.name}.{os.getpid()}.part")
+        beside.write_text(json.dumps({"version": VERSION, "decisions": rows}, indent=1), encoding="utf-8")
+        beside.replace(self.path)
+
+
+def _read(path: pathlib.Path) -> list[dict[str, Any]]:
+    """Return the decisions in the file, and none where it is not what `tell` writes: it only informs."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))["decisions"]
+        return [row for row in found if isinstance(row["exchange"], int)]
+    except (OSError, ValueError, LookupError, TypeError):
+        return []
