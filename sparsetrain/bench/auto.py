@@ -56,17 +56,9 @@ class Plan:
             )
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Grid:
-    """The cells: every rate with every number of hosts and every sparsity."""
-
-    rates: tuple[str, ...] = ("none", "1gbit", "200mbit", "50mbit")
-    hosts: tuple[int, ...] = (2, 4)
-    sparsities: tuple[float, ...] = (0.0, 0.9)
-
-    def cells(self) -> list[tuple[str, int, float]]:
-        """Return (rate, hosts, sparsity) of all cells."""
-        return list(itertools.product(self.rates, self.hosts, self.sparsities))
+def cells(rates: Sequence[str], hosts: Sequence[int], sparsities: Sequence[float]) -> list[tuple[str, int, float]]:
+    """Return (rate, hosts, sparsity) of every cell."""
+    return list(itertools.product(rates, hosts, sparsities))
 
 
 def measure(ranks: Ranks, plan: Plan) -> dict[str, Any]:

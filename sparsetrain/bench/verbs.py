@@ -174,6 +174,61 @@ def bench_step(
         plot.step(result["rows"], picture)
 
 
+@bench.command("auto")
+@click.option("--hosts", type=click.IntRange(2), multiple=True, default=(2, 4), show_default=True, help="Ranks.")
+@click.option("--rate", "rates", multiple=True, default=("none", "1gbit", "200mbit", "50mbit"), show_default=True)
+@click.option("--sparsity", "sparsities", type=float, multiple=True, default=(0.0, 0.9), show_default=True)
+@click.option("--loopback", is_flag=True, help="Plain processes instead of network namespaces; needs no root.")
+@click.option("--layers", type=int, default=4, show_default=True, help="Of the GPT, 128 wide.")
+@click.option("--batch", type=int, default=8, show_default=True, help="Sequences a rank and step.")
+@click.option("--density", type=float, default=0.01, show_default=True, help="Share of the entries that sparse sends.")
+@click.option("--rank", type=int, default=4, show_default=True, help="Of lowrank's factors.")
+@click.option("--steps", type=int, default=5, show_default=True, help="Steps in a turn.")
+@click.option("--rounds", type=int, default=5, show_default=True, help="Turns of each candidate.")
+@click.option("--limit", type=float, default=600.0, show_default=True, help="Seconds after which a rank is ended.")
+@_json
+def bench_auto(
+    hosts: tuple[int, ...],
+    rates: tuple[str, ...],
+    sparsities: tuple[float, ...],
+    loopback: bool,
+    layers: int,
+    batch: int,
+    density: float,
+    rank: int,
+    steps: int,
+    rounds: int,
+    limit: float,
+    as_json: bool,
+) -> None:
+    """Compare what the planner takes with the best regime, over links of several rates."""
+    from sparsetrain.bench.auto import Plan, cells, measure, show
+
+    with _refusing("bench auto"):
+        plans = [
+            (
+                _ranks(count, None if loopback else rate, loopback, limit, 2),
+                Plan(
+                    layers=layers,
+                    batch=batch,
+                    density=density,
+                    rank=rank,
+                    sparsity=sparsity,
+                    steps=steps,
+                    rounds=rounds,
+                ),
+            )
+            for rate, count, sparsity in cells(("none",) if loopback else rates, hosts, sparsities)
+        ]
+        rows = []
+        for ranks, plan in plans:
+            rows.append(measure(ranks, plan))
+            click.echo(
+                f"[{len(rows)}/{len(plans)}] {ranks.describe()}: {rows[-1]['took']}, {rows[-1]['why']}", err=True
+            )
+    click.echo(json.dumps(rows, indent=2) if as_json else show(rows, plans[0][1]))
+
+
 @bench.command("growth")
 @click.option("--ranks", type=click.IntRange(2), default=4, show_default=True, help="Processes on loopback.")
 @click.option("--steps", type=int, default=400, show_default=True, help="Length of the run.")

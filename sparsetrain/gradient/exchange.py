@@ -114,7 +114,7 @@ class GradientExchange:
         if self.planner is not None:
             now = time.perf_counter()
             if self._ended:
-                self.planner.exchanged(began - self._ended, now - self._ended)
+                self.planner.exchanged(self.step, began - self._ended, now - self._ended)
             self._ended = time.perf_counter()
         return means
 

@@ -107,12 +107,12 @@ class Planner:
         self.epoch = epoch
         self.due = True
 
-    def exchanged(self, computing_s: float, interval_s: float) -> None:
-        """Note an exchange: this rank's seconds from the end of the one before to its call, and to its return.
+    def exchanged(self, count: int, computing_s: float, interval_s: float) -> None:
+        """Note exchange number `count`: this rank's seconds from the end of the one before to its call, and to its end.
 
         Collective.
         """
-        self.count += 1
+        self.count = count
         self._computing.append(computing_s / self.compute.every)
         self._intervals.append(interval_s / self.compute.every)
         del self._computing[:-RECENT], self._intervals[:-RECENT]

@@ -1,4 +1,5 @@
 import functools
+import itertools
 import json
 import pathlib
 
@@ -15,6 +16,8 @@ from sparsetrain.engine.trainer import NotFinite, Trainer, train
 
 EVERY_STEP = ("optimizer.momentum=0.9", "exchange.warmup=0.3")
 LOCAL = ("optimizer=adamw", "exchange.every=2", "exchange.outer.momentum=0.5", "exchange.density=0.2")
+
+LOWRANK = ("exchange.regime=lowrank", "exchange.rank=2", "exchange.residual=bf16")
 
 
 def quiet(line: str) -> None:
@@ -34,8 +37,9 @@ def state_of(folder: pathlib.Path) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.timeout(180)
-@pytest.mark.parametrize("overrides", [EVERY_STEP, LOCAL], ids=["every-step", "local-steps"])
-@pytest.mark.parametrize("stop", [2, 4, 6])
+@pytest.mark.parametrize(
+    ("overrides", "stop"), [*itertools.product([EVERY_STEP, LOCAL], [2, 4, 6]), (LOWRANK, 4)], ids=str
+)
 def test_straight_is_killed_and_resumed_bit_for_bit(tmp_path, overrides, stop):
     """Masks change after steps 4 and 8: the stops lie before, at, and after an update."""
     overrides = (*overrides, "checkpoint.every=2", "checkpoint.keep=9")

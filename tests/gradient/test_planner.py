@@ -70,7 +70,7 @@ def planner(ground, *names, factors=None, replan=1000):
 
 def go(plan, ground, steps):
     for _ in range(steps):
-        plan.exchanged(COMPUTE, ground.step_s())
+        plan.exchanged(plan.count + 1, COMPUTE, ground.step_s())
 
 
 LONG = (SETTLE + WATCHED) + 4 * TURNS * (SETTLE + TRIES)
@@ -169,7 +169,7 @@ def test_local_steps_share_an_exchange():
     plan = planner(ground, "dense", "sparse")
     plan.compute = dataclasses.replace(plan.compute, every=10)
     for _ in range(SETTLE + WATCHED):
-        plan.exchanged(10 * COMPUTE, 10 * COMPUTE + 1.0)
+        plan.exchanged(plan.count + 1, 10 * COMPUTE, 10 * COMPUTE + 1.0)
     assert plan.compute.seconds == pytest.approx(COMPUTE)
     assert {w.name: w.predicted_s for w in plan.ways}["dense"] == pytest.approx(COMPUTE + 0.1)
 

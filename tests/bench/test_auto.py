@@ -1,0 +1,51 @@
+"""The planner beside every regime on real ranks: rows are whole, and the way taken is one that is allowed."""
+
+import json
+
+import pytest
+
+from sparsetrain.bench.auto import COLUMNS, Plan, measure, show
+from sparsetrain.bench.hosts import Hosts
+from sparsetrain.bench.ranks import Ranks
+from sparsetrain.cli import main
+
+SMALL = {"layers": 1, "width": 64, "context": 16, "batch": 1, "steps": 2, "rounds": 2}
+
+
+@pytest.mark.timeout(110)
+def test_a_cell_on_loopback():
+    plan = Plan(**SMALL, sparsity=0.9)
+    row = measure(Ranks(hosts=2, rate="none", loopback=True, limit_s=90), plan)
+    assert set(COLUMNS) <= set(row) and row["took"] in (*plan.allow, "mixed") and row["best"] in plan.allow
+    assert all(row[f"{name}_ms"] > 0 for name in (*plan.allow, "auto"))
+    json.dumps(row)
+    assert show([row], plan).count("\n") == 2
+
+
+@pytest.mark.netns
+@pytest.mark.timeout(110)
+def test_a_slow_link_is_measured_and_never_taken_densely():
+    if reason := Hosts.missing():
+        pytest.skip(reason)
+    plan = Plan(**SMALL | {"width": 256, "rounds": 1})
+    row = measure(Ranks(hosts=2, rate="20mbit", limit_s=90), plan)
+    assert row["took"] in ("sparse", "lowrank") and "packed_ms" not in row
+    assert 15 < row["link_mbit"] < 25
+    assert row["over_dense"] < 0.7
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--rate", "fast"], "rate"),
+        (["--sparsity", "1"], "sparsity in [0, 1)"),
+        (["--density", "0"], "density in (0, 1]"),
+        (["--rank", "0"], "counts of at least 1"),
+    ],
+)
+def test_mistakes_are_one_line(capsys, arguments, said):
+    with pytest.raises(SystemExit) as ended:
+        main(["bench", "auto", *arguments])
+    assert ended.value.code == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and said in error

@@ -1,0 +1,144 @@
+"""`regime: auto` over real ranks: all take the same ways, and no change of way loses anything."""
+
+import dataclasses
+import functools
+
+import pytest
+import torch
+from ranks import gloo_ranks
+
+from sparsetrain.collective.simulated import Simulation
+from sparsetrain.collective.world import World
+from sparsetrain.config.component import adapter
+from sparsetrain.config.errors import JobError
+from sparsetrain.config.job import Exchange
+from sparsetrain.gradient.calibration import measure_network, probe
+from sparsetrain.gradient.exchange import GradientExchange
+from sparsetrain.gradient.stages import StageBook
+
+SHAPES = {"a": (200, 150), "b": (100, 200), "bias": (200,)}
+STEPS = 60
+
+
+def config(**options) -> Exchange:
+    return adapter(Exchange).validate_python(
+        {"regime": "auto", "density": 0.02, "rank": 2, "bucket_elements": 40_000, "values": "fp32", **options}
+    )
+
+
+def gradients(rank: int, step: int) -> dict[str, torch.Tensor]:
+    draw = torch.Generator().manual_seed(1000 * step + rank)
+    return {name: torch.randn(shape, generator=draw) for name, shape in SHAPES.items()}
+
+
+def mask() -> dict[str, torch.Tensor]:
+    return {"a": torch.rand(SHAPES["a"], generator=torch.Generator().manual_seed(3)) < 0.2}
+
+
+def body(world: World) -> dict:
+    exchange = GradientExchange(config(replan=10), SHAPES, world, STEPS)
+    exchange.set_masks(mask(), 1)
+    inside = mask()["a"]
+    given = {name: torch.zeros(shape, dtype=torch.float64) for name, shape in SHAPES.items()}
+    got = {name: torch.zeros(shape, dtype=torch.float64) for name, shape in SHAPES.items()}
+    ways = set()
+    for step in range(STEPS):
+        drawn = gradients(world.rank, step)
+        for name in SHAPES:
+            given[name] += torch.where(inside, drawn[name], 0.0) if name == "a" else drawn[name]
+        means = exchange.aggregate(drawn)
+        assert means is not None
+        for name in SHAPES:
+            got[name] += means[name]
+        ways.add(tuple(regime.config.regime for regime in exchange.regimes))
+    left = {name: part for c in exchange.channels for name, part in c.bucket.split(c.dense("residual")).items()}
+    left = {name: part.double() for name, part in left.items()}
+    assert exchange.planner is not None
+    chosen = [(decision.exchange, decision.chosen.name) for decision in exchange.planner.decisions]
+    choice = exchange.choice()
+    exchange.close()
+    return {"given": given, "got": got, "left": left, "ways": sorted(ways), "chosen": chosen, "choice": choice}
+
+
+@pytest.mark.timeout(110)
+def test_ranks_agree_and_nothing_is_lost_between_ways():
+    ranks = gloo_ranks(2, body, seconds=90)
+    one, other = ranks
+    assert one["chosen"] and one["chosen"] == other["chosen"] and one["choice"] == other["choice"]
+    assert one["ways"] == other["ways"] and len(one["ways"]) > 1  # several were tried
+    for name in SHAPES:
+        assert torch.equal(one["got"][name], other["got"][name])
+        total = sum(each["given"][name] for each in ranks)
+        left = sum(each["left"].get(name, torch.zeros(())) for each in ranks)
+        assert torch.allclose(2 * one["got"][name] + left, total, atol=1e-3)
+
+
+def measured(world: World) -> tuple:
+    network = measure_network(world.transport)
+    again = probe(world.transport, network)
+    book = StageBook(world, torch.device("cpu"))
+    exchange = GradientExchange(config(), SHAPES, world, 1)
+    settings = dataclasses.replace(config(), regime="sparse")
+    stages = book.stages(exchange.channels, [settings] * len(exchange.channels), network, 0.02)
+    count = len(book.known)
+    assert book.stages(exchange.channels, [settings] * len(exchange.channels), network, 0.02) == stages
+    sent = world.transport.meter.sent
+    exchange.close()
+    return network, again, stages, count, len(book.known), sent["control"] > 0
+
+
+@pytest.mark.timeout(110)
+def test_measurements_are_the_same_on_all_ranks():
+    (network, again, stages, count, later, booked), other = gloo_ranks(2, measured, seconds=90)
+    assert (network, again, stages) == other[:3]
+    assert 1e-6 < network.latency_s < 0.1 and 1e6 < network.gather_rate <= 1e12 and 1e6 < network.reduce_rate <= 1e12
+    assert again.latency_s == network.latency_s and again.gather_rate > 0
+    assert all(stage.select_s > 0 and stage.merge_s >= 0 and stage.volume.bytes > 0 for stage in stages)
+    assert count == later == 1 and booked  # equal settings are measured once
+
+
+def test_one_rank_alone_needs_no_network():
+    network = measure_network(World().transport)
+    assert network.latency_s == 0.0 and probe(World().transport, network) == network
+
+
+def alone(world: World, **options) -> GradientExchange:
+    return GradientExchange(config(**options), SHAPES, world, 10)
+
+
+def test_one_allowed_way_is_taken():
+    exchange = alone(World(), allow=("packed",))
+    for step in range(8):
+        exchange.aggregate(gradients(0, step))
+    assert exchange.choice() == ["packed"] * len(exchange.channels)
+    assert exchange.planner is not None and exchange.planner.decisions[-1].chosen.lossless
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"allow": ("dense", "dense")}, "named twice"),
+        ({"error_feedback": "dgc"}, "exchange.allow: lowrank with error_feedback dgc"),
+    ],
+)
+def test_mistakes(options, said):
+    with pytest.raises(JobError, match=said):
+        alone(World(), **options)
+
+
+@pytest.mark.parametrize("choice", [["lowrank"], ["magic", "dense"], ["packed", "sparse", "dense"]])
+def test_a_choice_that_does_not_fit_is_refused(choice):
+    exchange = alone(World(), allow=("dense", "packed", "sparse"))
+    with pytest.raises(ValueError, match="for 2 buckets"):
+        exchange.go_on(5, choice)
+
+
+def resumed(world: World) -> bool:
+    exchange = GradientExchange(config(), SHAPES, world, 10)
+    exchange.go_on(7, ["sparse", "lowrank"])
+    exchange.aggregate(gradients(world.rank, 0))
+    return exchange.choice() == ["sparse", "lowrank"] and exchange.step == 8
+
+
+def test_a_resumed_run_goes_on_with_its_choice():
+    assert all(Simulation(2).run(functools.partial(resumed)))
