@@ -163,4 +163,5 @@ SPARSE: dict[str, dict[str, Any]] = {
     "ok_topk auto bf16": {"collective": "ok_topk", "indices": "auto", "values": "bf16"},
     "ok_topk auto int8": {"collective": "ok_topk", "indices": "auto", "values": "int8"},
     "packed randomk bf16": {"sparsifier": "randomk", "collective": "packed", "values": "bf16"},
+    "lowrank rank 4": {"regime": "lowrank", "rank": 4},
 }

@@ -33,18 +33,21 @@ OURS: dict[str, str] = {
     "topk bf16": "",
     "topk bf16, after backward": "exchange.overlap=false",
     "topk int8": "exchange.values=int8",
+    "lowrank 1": "exchange.regime=lowrank exchange.rank=1",
+    "lowrank 4": "exchange.regime=lowrank exchange.rank=4",
+    "local steps 5": "exchange.every=5 exchange.density={five}",
     "local steps 10": "exchange.every=10 exchange.density={ten} exchange.values=int8",
 }
 
 
 def job_of(plan: Plan, settings: str = "") -> Job:
-    """Return the job that all candidates train; `{ten}` in settings stands for ten times the density."""
+    """Return the job that all candidates train; `{five}` and `{ten}` stand for so many times the density."""
     sizes = (
         f"model.layers={plan.layers} model.width={plan.width} model.vocabulary={plan.vocabulary} "
         f"model.context={plan.context} data.context={plan.context} train.batch_size={plan.batch} "
         f"train.steps=1000000 exchange.every=1 exchange.density={plan.density} log.wandb.mode=disabled"
     )
-    settings = settings.format(ten=min(1.0, 10 * plan.density))
+    settings = settings.format(five=min(1.0, 5 * plan.density), ten=min(1.0, 10 * plan.density))
     return load_job("text_gpt", tuple(f"{sizes} {settings}".split()))
 
 
@@ -114,6 +117,7 @@ def measure(place: Place, plan: Plan) -> dict[str, Any]:
             IDEAL: plain(job, lambda module: module),
             "DDP dense fp32": plain(job, distributed()),
             "DDP fp16 hook": plain(job, distributed(default_hooks.fp16_compress_hook)),
+            "DDP bf16 hook": plain(job, distributed(default_hooks.bf16_compress_hook)),
             "DDP PowerSGD 1": plain(job, distributed(rank=1)),
             "DDP PowerSGD 4": plain(job, distributed(rank=4)),
         }

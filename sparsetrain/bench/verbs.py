@@ -145,6 +145,10 @@ def bench_exchange(
 @bench.command("step")
 @click.option("--hosts", type=click.IntRange(0), default=2, show_default=True, help="Ranks; 0: 2 on loopback.")
 @_links
+@click.option("--layers", type=int, default=6, show_default=True, help="Of the GPT.")
+@click.option("--width", type=int, default=320, show_default=True, help="Of its layers.")
+@click.option("--vocabulary", type=int, default=8192, show_default=True, help="Tokens that it knows.")
+@click.option("--context", type=int, default=128, show_default=True, help="Tokens of a sequence.")
 @click.option("--batch", type=int, default=4, show_default=True, help="Sequences a rank and step.")
 @click.option("--density", type=float, default=0.01, show_default=True, help="Share of the entries sent a step.")
 @click.option("--steps", type=int, default=10, show_default=True, help="Steps in a turn.")
@@ -153,6 +157,10 @@ def bench_exchange(
 def bench_step(
     hosts: int,
     rate: str | None,
+    layers: int,
+    width: int,
+    vocabulary: int,
+    context: int,
     batch: int,
     density: float,
     steps: int,
@@ -168,7 +176,17 @@ def bench_step(
 
     with _refusing("bench step"):
         ranks = _ranks(hosts, rate, loopback, limit, 2)
-        result = measure(ranks, Plan(batch=batch, density=density, steps=steps, rounds=rounds))
+        plan = Plan(
+            layers=layers,
+            width=width,
+            vocabulary=vocabulary,
+            context=context,
+            batch=batch,
+            density=density,
+            steps=steps,
+            rounds=rounds,
+        )
+        result = measure(ranks, plan)
     click.echo(json.dumps(result, indent=2) if as_json else show(result))
     if picture:
         plot.step(result["rows"], picture)

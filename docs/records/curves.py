@@ -1,0 +1,157 @@
+"""Losses along the way, and from them how many steps, bytes and seconds a setting takes to a loss.
+
+    torchrun --standalone --nproc-per-node RANKS docs/records/curves.py FILE [SEED ...]
+    python docs/records/curves.py FILE LOSS [STEP.json ...]
+
+The first trains every setting that FILE does not hold yet for these seeds (default 0) on this number of ranks. The second
+prints steps and bytes to LOSS, medians over seeds, and, times the step of `sparsetrain bench step --json` files, seconds.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import pathlib
+import statistics
+import sys
+import tempfile
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from sparsetrain.bench.table import render
+from sparsetrain.collective.torch_dist import TorchTransport
+from sparsetrain.collective.world import World
+from sparsetrain.config.load import load_job
+from sparsetrain.engine.matmul import prefer_fast_matmul
+from sparsetrain.engine.trainer import NotFinite, train
+from sparsetrain.worker.main import seed_all
+
+COMMON = (
+    "text_gpt model.layers=2 model.context=64 data.context=64 train.steps=2000 train.evaluate_every=50 "
+    "train.evaluate_batches=20 log.wandb.mode=disabled log.every=100000"
+)
+DENSE = "exchange.regime=dense exchange.every=1"
+MASKS = "masks.method=rigl masks.sparsity=0.9 masks.every=100"
+# Of each setting: the name of the step in `bench step` that does the same work, and the learning rates to try.
+SETTINGS: dict[str, tuple[str, str, tuple[float, ...]]] = {
+    "dense fp32": ("DDP dense fp32", f"{DENSE} exchange.values=fp32 exchange.error_feedback=none", (3e-3,)),
+    "dense bf16": ("DDP bf16 hook", f"{DENSE} exchange.values=bf16", (3e-3,)),
+    "lowrank 1": ("lowrank 1", "exchange.regime=lowrank exchange.rank=1 exchange.every=1", (2e-3, 3e-3, 5e-3)),
+    "lowrank 4": ("lowrank 4", "exchange.regime=lowrank exchange.rank=4 exchange.every=1", (2e-3, 3e-3, 5e-3)),
+    "H=5 d=0.05": ("local steps 5", "exchange.every=5 exchange.density=0.05", (3e-3, 5e-3)),
+    "H=10 d=0.1": ("local steps 10", "exchange.every=10 exchange.density=0.1 exchange.values=int8", (3e-3, 5e-3)),
+    "ef14 warm-up": ("topk bf16", "exchange.every=1 exchange.density=0.01 exchange.warmup=0.15", (1e-3,)),
+    "90 % packed": ("", f"{MASKS} exchange.regime=packed exchange.every=1 exchange.values=fp32", (1e-2, 2e-2)),
+    "90 % H=5 d=0.05": ("", f"{MASKS} exchange.every=5 exchange.density=0.05", (1e-2, 2e-2)),
+}
+FINALISTS = {
+    *("dense fp32 0.003", "dense bf16 0.003", "lowrank 1 0.003", "lowrank 4 0.003", "H=5 d=0.05 0.005"),
+    *("H=10 d=0.1 0.005", "90 % packed 0.02", "90 % H=5 d=0.05 0.02"),
+}
+
+
+def run(path: pathlib.Path, seeds: list[int]) -> None:
+    """Train what is missing. Every rank calls this."""
+    dist.init_process_group("gloo", timeout=datetime.timedelta(hours=4))
+    torch.set_num_threads(1)
+    prefer_fast_matmul(print)
+    held = {(row["name"], row["seed"], row["ranks"]) for row in rows(path)}
+    dist.barrier()
+    for seed in seeds:
+        for kind, (_, settings, rates) in SETTINGS.items():
+            for rate in rates:
+                name = f"{kind} {rate:g}"
+                if (name, seed, dist.get_world_size()) in held or (seed and name not in FINALISTS):
+                    continue
+                found = once(f"{COMMON} {settings} optimizer.learning_rate={rate}", seed)
+                row = {"name": name, "kind": kind, "seed": seed, "ranks": dist.get_world_size(), **found}
+                if dist.get_rank() == 0:
+                    with path.open("a") as file:
+                        file.write(json.dumps(row) + "\n")
+                    print(name, seed, min(found["losses"], default=None), flush=True)
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def once(settings: str, seed: int) -> dict[str, Any]:
+    """Return the steps of a run's evaluations, their losses, and its bytes a step. Collective."""
+    preset, *overrides = settings.split(" ")
+    job = load_job(preset, (*overrides, f"seed={seed}"))
+    seed_all(seed)
+    world = World(rank=dist.get_rank(), size=dist.get_world_size(), transport=TorchTransport())
+    seen: list[tuple[int, float]] = []
+    with tempfile.TemporaryDirectory() as own:
+        folder = pathlib.Path(world.transport.gather_bytes(own.encode())[0].decode())
+        try:
+            result = train(job, world, folder, log=lambda line: None, show=lambda row: _note(row, seen))
+        except NotFinite:
+            return {"steps": [], "losses": [], "bytes_a_step": 0.0}
+        world.transport.barrier()
+    sent = result["sent_bytes"]
+    return {
+        "steps": [step for step, _ in seen],
+        "losses": [round(loss, 5) for _, loss in seen],
+        "bytes_a_step": (sent.get("gradient", 0) + sent.get("mask", 0)) / job.train.steps,
+    }
+
+
+def _note(row: Any, seen: list[tuple[int, float]]) -> None:
+    if "eval/loss" in row:
+        seen.append((int(row["train/step"]), float(row["eval/loss"])))
+
+
+def rows(path: pathlib.Path) -> list[dict[str, Any]]:
+    """Return what FILE holds."""
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def steps_to(row: dict[str, Any], loss: float) -> float:
+    """Return at how many steps a run first was at `loss`, between two evaluations by a straight line; else infinity."""
+    before = (0, float("inf"))
+    for step, now in zip(row["steps"], row["losses"], strict=True):
+        if now <= loss:
+            last, was = before
+            return step if was == float("inf") else last + (step - last) * (was - loss) / (was - now)
+        before = (step, now)
+    return float("inf")
+
+
+def show(path: pathlib.Path, loss: float, timings: list[pathlib.Path]) -> None:
+    """Print the table, the quickest by steps first."""
+    groups: dict[tuple[int, str], list[dict[str, Any]]] = {}
+    for row in rows(path):
+        groups.setdefault((row["ranks"], row["name"]), []).append(row)
+    measured = [json.loads(each.read_text()) for each in timings]
+    table = []
+    for (ranks, name), runs in groups.items():
+        steps = statistics.median(steps_to(row, loss) for row in runs)
+        sent = statistics.mean(row["bytes_a_step"] for row in runs)
+        line = {
+            "ranks": ranks,
+            "name": name,
+            "seeds": len(runs),
+            "final_loss": statistics.mean(row["losses"][-1] for row in runs if row["losses"]),
+            "steps": None if steps == float("inf") else round(steps),
+            "megabytes": None if steps == float("inf") else steps * sent / 1e6,
+        }
+        for found in measured:
+            if found["hosts"] == ranks and steps < float("inf"):
+                of = {row["name"]: row["seconds"] for row in found["rows"]}
+                same = of.get(SETTINGS[runs[0]["kind"]][0])
+                line[f"s_at_{found['rate']}"] = None if same is None else steps * same
+        table.append(line)
+    table.sort(key=lambda row: (row["ranks"], row["steps"] or 1e9))
+    columns = list(dict.fromkeys(key for row in table for key in row))
+    print(render(table, columns))
+
+
+if __name__ == "__main__":
+    target = pathlib.Path(sys.argv[1])
+    numbers = [each for each in sys.argv[2:] if not each.endswith(".json")]
+    if "RANK" in os.environ:
+        run(target, [int(each) for each in numbers] or [0])
+    else:
+        show(target, float(numbers[0]), [pathlib.Path(each) for each in sys.argv[2:] if each.endswith(".json")])
