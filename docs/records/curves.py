@@ -3,8 +3,8 @@
     torchrun --standalone --nproc-per-node RANKS docs/records/curves.py FILE [SEED ...]
     python docs/records/curves.py FILE LOSS [STEP.json ...]
 
-The first trains every setting that FILE does not hold yet for these seeds (default 0) on this number of ranks. The second
-prints steps and bytes to LOSS, medians over seeds, and, times the step of `sparsetrain bench step --json` files, seconds.
+The first trains every setting that FILE does not hold yet for these seeds (default 0) on this number of ranks. The
+second prints steps and bytes to LOSS, medians over seeds, and seconds: times the step of `bench step --json` files.
 """
 
 from __future__ import annotations

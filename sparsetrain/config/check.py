@@ -173,6 +173,11 @@ def advice(job: Job) -> list[str]:
         )
     if exchange.error_feedback.name == "ef21_sgdm" and getattr(job.optimizer.config, "momentum", 0.0):
         lines.append("optimizer.momentum: ef21_sgdm has a momentum of its own; 0 is usual")
+    if exchange.regime == "auto" and job.optimizer.name == "adamw" and exchange.every == 1:
+        lines.append(
+            "exchange.every: with AdamW in every step sparse counts as much slower; local steps (exchange.every=5, "
+            "exchange.density=0.05) are what makes it pay"
+        )
     masks, steps = job.masks, job.train.steps
     if masks is not None and masks.method.name != "static" and _never_changes(job):
         lines.append(f"masks.every: no update falls into these {steps} steps: the masks stay as they begin")

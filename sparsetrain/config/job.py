@@ -50,7 +50,7 @@ class Exchange:
     """How gradients cross ranks. Densities are relative to the active coordinates of each bucket."""
 
     __pydantic_config__ = STRICT
-    regime: Regime | Literal["auto"] = "sparse"
+    regime: Literal["dense", "packed", "sparse", "lowrank", "auto"] = "sparse"
     density: Density = 0.01
     rank: Few = 4  # lowrank: of the factors
     # auto: the regimes to choose from, steps to equal loss over those of dense by regime (1 where none is given), and

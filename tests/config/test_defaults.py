@@ -55,3 +55,17 @@ def test_a_malformed_boundary_counts_as_not_named(tree):
 
 def test_the_boundary_that_every_job_has_is_the_jobs_own_default():
     assert {field.name: field.default for field in dataclasses.fields(Train)}["evaluate_every"] == EVALUATE
+
+
+@pytest.mark.parametrize(
+    ("extra", "sparse"),
+    [
+        ({"exchange": {"regime": "auto"}}, 3.0),
+        ({"optimizer": "sgd", "exchange": {"regime": "auto"}}, 1.1),
+        ({"exchange": {"regime": "auto", "every": 5}}, None),
+        ({"exchange": {"regime": "auto", "steps_factor": {"lowrank": 2.0}}}, None),
+        ({"optimizer": "sgd", "exchange": {"regime": "packed"}}, None),
+    ],
+)
+def test_auto_knows_what_a_lossy_step_is_worth(extra, sparse):
+    assert parse({"name": "one", **extra}).exchange.steps_factor.get("sparse") == sparse

@@ -10,7 +10,7 @@ MISTAKES = [
     ("train.steps=0", "train.steps: must be greater than or equal to 1 (given 0)", ""),
     ("train.steps=many", "train.steps: must be a valid integer", "'many'"),
     ("exchange.density=1.5", "exchange.density: must be less than or equal to 1 (given 1.5)", ""),
-    ("exchange.regime=sprase", "exchange.regime: must be 'dense', 'packed' or 'sparse'", "'sprase'"),
+    ("exchange.regime=sprase", "exchange.regime: must be 'dense', 'packed', 'sparse', 'lowrank' or 'auto'", "'sprase'"),
     ("exchange.sparsifier=topc", "exchange.sparsifier: unknown sparsifier 'topc'; allowed: block_topk", "'topk'"),
     ("masks.method.drop=1", "masks.method.drop: unknown key (given 1); allowed: name, ", ""),
     (
