@@ -15,6 +15,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks, powerSGD_hook
 
+from sparsetrain.bench.bf16_hook import bf16_hook
 from sparsetrain.bench.rank import joined, sent_bytes
 from sparsetrain.bench.ranks import Place
 from sparsetrain.bench.step import IDEAL, Plan
@@ -117,7 +118,7 @@ def measure(place: Place, plan: Plan) -> dict[str, Any]:
             IDEAL: plain(job, lambda module: module),
             "DDP dense fp32": plain(job, distributed()),
             "DDP fp16 hook": plain(job, distributed(default_hooks.fp16_compress_hook)),
-            "DDP bf16 hook": plain(job, distributed(default_hooks.bf16_compress_hook)),
+            "DDP bf16 hook": plain(job, distributed(bf16_hook)),
             "DDP PowerSGD 1": plain(job, distributed(rank=1)),
             "DDP PowerSGD 4": plain(job, distributed(rank=4)),
         }

@@ -54,4 +54,44 @@ def text_gpt() -> Tree:
     }
 
 
-PRESETS: dict[str, Callable[[], Tree]] = {f.__name__: f for f in (quickstart, fashion_mnist, text_gpt)}
+def wan() -> Tree:
+    """Links of up to 100 Mbit/s: ten local steps of AdamW, the top tenth of their difference in int8.
+
+    A larger learning rate than dense training's suits it, a smaller one when `every` grows. docs/records/when.md.
+    """
+    return _over({"regime": "sparse", "density": 0.1, "every": 10, "values": "int8"}, learning_rate=5e-3, name="wan")
+
+
+def ethernet_1g() -> Tree:
+    """Links of about 1 Gbit/s: five local steps of AdamW, the top twentieth of their difference.
+
+    docs/records/when.md holds the choice.
+    """
+    return _over({"regime": "sparse", "density": 0.05, "every": 5}, learning_rate=5e-3, name="ethernet_1g")
+
+
+def ethernet_10g() -> Tree:
+    """Links of about 10 Gbit/s: every step's gradients whole, or as two factors, whichever the planner finds sooner.
+
+    What top-k saves on such links it loses in steps with AdamW. docs/records/when.md.
+    """
+    return _over({"regime": "auto", "every": 1, "allow": ["dense", "packed", "lowrank"]}, name="ethernet_10g")
+
+
+def datacenter() -> Tree:
+    """Links that are faster than the processors: every step's gradients whole in bf16, masked ones without zeros.
+
+    Compression rarely pays here, and the planner says when it does not. docs/concepts/when-it-pays.md.
+    """
+    return _over({"regime": "auto", "every": 1, "allow": ["dense", "packed"]}, name="datacenter")
+
+
+def _over(exchange: Tree, name: str, learning_rate: float = 3e-3) -> Tree:
+    """Return text_gpt with another exchange."""
+    tree = text_gpt()
+    optimizer = {**tree["optimizer"], "learning_rate": learning_rate}
+    return {**tree, "name": name, "optimizer": optimizer, "exchange": exchange}
+
+
+JOBS = (quickstart, fashion_mnist, text_gpt, wan, ethernet_1g, ethernet_10g, datacenter)
+PRESETS: dict[str, Callable[[], Tree]] = {f.__name__: f for f in JOBS}
