@@ -1,6 +1,6 @@
 """Methods that learn their budget inside the loop: on two ranks, in every regime, and what a checkpoint is worth."""
 
-import functools
+import itertools
 import pathlib
 
 import pytest
@@ -29,13 +29,13 @@ def quiet(line: str) -> None:
     return
 
 
-def both(world: World, method: str, regime: str) -> tuple[str, str, float]:
-    """Train a tiny job, then once more from a checkpoint in the midst; return what came of it."""
-    settings = (METHODS[method], *REGIMES[regime], "optimizer.learning_rate=0.1", "checkpoint.every=2")
+def resumed(world: World, method: str, regime: str) -> tuple[str, str, float]:
+    """Train a tiny job, then once more from a checkpoint in the midst; return what came of both."""
+    settings = (METHODS[method], *REGIMES[regime], "optimizer.learning_rate=0.1", "checkpoint.every=6")
     folder = pathlib.Path(f"{method}-{regime}")
     straight = train(job(*settings), world, folder / "a", quiet)
     trainer = Trainer(build(job(*settings), world), folder / "b", quiet)
-    run_and_die(trainer, 6)
+    run_and_die(trainer, 7)
     trainer.tracker.close("failed")
     trainer.state.exchange.close()
     again = Trainer(build(job(*settings), world), folder / "b", quiet)
@@ -44,27 +44,27 @@ def both(world: World, method: str, regime: str) -> tuple[str, str, float]:
     return straight["weights_digest"], found["weights_digest"], again.state.masks.masks.sparsity()
 
 
-@pytest.mark.timeout(120)
-@pytest.mark.parametrize("regime", REGIMES)
-@pytest.mark.parametrize("method", METHODS)
-def test_two_ranks_learn_the_same_and_resume_bit_for_bit(method, regime, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    one, other = gloo_ranks(2, functools.partial(both, method=method, regime=regime))
-    assert one == other and one[0] == one[1]
-    assert one[2] == pytest.approx(0.8, abs=1e-3)
-
-
 def streamed(world: World, method: str, overlap: bool) -> str:
     settings = (METHODS[method], "exchange.density=0.2", f"exchange.overlap={overlap}", "exchange.values=fp32")
     return train(job(*settings), world, pathlib.Path(f"{method}-{overlap}"), quiet)["weights_digest"]
 
 
-@pytest.mark.timeout(120)
-@pytest.mark.parametrize("method", METHODS)
-def test_buckets_that_leave_early_hold_whole_gradients(method, tmp_path, monkeypatch):
+def everything(world: World) -> tuple[dict, dict]:
+    """Return what all methods and regimes come to, in one start of the ranks."""
+    cases = itertools.product(METHODS, REGIMES)
+    ways = {method: [streamed(world, method, overlap) for overlap in (True, False)] for method in METHODS}
+    return {case: resumed(world, *case) for case in cases}, ways
+
+
+@pytest.mark.timeout(240)
+def test_two_ranks_learn_the_same_in_every_regime_and_resume_bit_for_bit(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    found = [gloo_ranks(2, functools.partial(streamed, method=method, overlap=each)) for each in (True, False)]
-    assert found[0] == found[1]
+    (one, ways), (other, _) = gloo_ranks(2, everything, seconds=200)
+    assert one == other
+    for case, (straight, again, sparsity) in one.items():
+        assert straight == again and sparsity == pytest.approx(0.8, abs=1e-3), case
+    for early, late in ways.values():
+        assert early == late  # buckets that leave while backward runs hold whole gradients
 
 
 @pytest.mark.parametrize("method", METHODS)
