@@ -100,6 +100,30 @@ def test_decay_raises_the_thresholds_until_enough_is_out():
         assert each.tolist() == pytest.approx([-8.0 * 0.99**10], rel=1e-5)
 
 
+@pytest.mark.parametrize("name", ["str", "l0"])
+def test_a_model_learns_as_if_it_were_written_with_the_formula(name):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(20, 30), nn.Tanh(), nn.Linear(30, 10)).double()
+    names, x = ["0.weight", "2.weight"], torch.randn(5, 20, dtype=torch.float64)
+    config = adapter(Masks).validate_python({"method": name, "distribution": "global", "every": 10})
+    masks = MaskController(config, dict(model.named_parameters()), maskable=names, seed=0, steps=40)
+    learned = {key.partition("/")[2]: each for key, each in masks.learned.items()}
+    with torch.no_grad():
+        for each in learned.values():
+            each.fill_(-2.5 if name == "str" else -1.0)
+    with masks.forward():
+        model(x).square().mean().backward()
+    leaves = [*model.parameters(), *learned.values()]
+    weights = {}
+    for key in names:
+        w, own = model.get_parameter(key), learned[key]
+        soft = torch.clamp(w - torch.sigmoid(own), min=0) + torch.clamp(w + torch.sigmoid(own), max=0)
+        weights[key] = soft if name == "str" else w * torch.clamp(torch.sigmoid(own) * 1.2 - 0.1, 0, 1)
+    value = torch.func.functional_call(model, weights, (x,)).square().mean()
+    for leaf, expected in zip(leaves, torch.autograd.grad(value, leaves), strict=True):
+        assert leaf.grad.abs().max() > 0 and torch.allclose(leaf.grad, expected.to(leaf.dtype), rtol=1e-5)
+
+
 def gates(log_alpha: float, u: torch.Tensor) -> torch.Tensor:
     """Return hard concrete gates by the paper's text: stretched to (-0.1, 1.1), temperature 2/3."""
     s = 1.0 / (1.0 + torch.exp(-(torch.log(u) - torch.log(1.0 - u) + log_alpha) / (2.0 / 3.0)))

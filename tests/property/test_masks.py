@@ -268,7 +268,9 @@ def test_resume_at_an_update_and_one_step_on_either_side_is_bit_exact(method, ki
             saved[step] = straight.state()
         updates = [step for step in range(1, STEPS) if straight.masks.is_update(step)]
         at = updates[len(updates) // 2] if updates else 6
-        for stop in {max(1, at - 1), at, at + 1}:
+        stops = {max(1, at - 1), at, at + 1}
+        stops |= {updates[-1] + each for each in (-1, 0, 1)} if straight.masks.learned else set()
+        for stop in stops:
             resumed = build(combination, World(), kind)
             resumed.load(saved[stop])
             for step in range(stop + 1, STEPS + 1):

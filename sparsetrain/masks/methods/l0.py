@@ -17,9 +17,9 @@ TINY = 1e-6  # how near to 0 and 1 a draw may come
 
 
 class L0(Learned):
-    """Every weight is multiplied by a gate in [0, 1] whose log alpha is learned; the pull follows the gradient of the
-    expected number of open gates (equations 10 to 12). In training gates are drawn, in evaluation and for masks they
-    are what equation 13 says.
+    """Every weight is multiplied by a hard concrete gate in [0, 1] whose log alpha is learned; the pull follows the
+    gradient of the expected number of open gates. In training gates are drawn, in evaluation and for masks they are the
+    paper's estimate, without temperature.
 
     The pull is a step of its own, whatever optimizer and learning rate, where the paper adds it to the loss: it stops
     when it shall, without momentum. It is the same on all ranks and never travels.

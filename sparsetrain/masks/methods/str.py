@@ -12,7 +12,7 @@ from sparsetrain.masks.methods.learned import Learned
 
 
 class STR(Learned):
-    """The forward pass uses sign(w) relu(|w| - sigmoid(s)) (section 3, equation 4), s learned per tensor; decay of s
+    """The forward pass uses sign(w) relu(|w| - sigmoid(s)) (section 3), s learned per tensor; decay of s
     towards 0 raises the thresholds. Needs nothing on the wire but the gradient of s, a number a tensor.
 
     The decay is a share a step, whatever optimizer and learning rate: decoupled, where the paper adds it to the
