@@ -86,6 +86,8 @@ KINDS: dict[str, dict[str, str]] = {
         "deepr": "sparsetrain.masks.methods.deepr:DeepR",
         "granet": "sparsetrain.masks.methods.granet:GraNet",
         "topkast": "sparsetrain.masks.methods.topkast:TopKAST",
+        "str": "sparsetrain.masks.methods.str:STR",
+        "l0": "sparsetrain.masks.methods.l0:L0",
     },
     "distribution": {
         "uniform": "sparsetrain.masks.distribution:Uniform",

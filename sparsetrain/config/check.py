@@ -72,6 +72,8 @@ def check_masks(masks: Masks) -> None:
                 f"masks.regulariser: {masks.regulariser.name} with {masks.structure.name}, whose units are single "
                 f"weights (l1 is the same); allowed: masks.structure {', '.join(units)}"
             )
+    if getattr(method, "learns_budget", False):
+        _check_learned(masks)
     if distribution == "global" and not getattr(method, "ranks_globally", False):
         raise JobError(
             f"masks.distribution: global compares scores across layers, and {name} has none to compare; "
@@ -107,6 +109,23 @@ def check_masks(masks: Masks) -> None:
 
 def _rewinds(schedule: str) -> bool:
     return getattr(registry.load("mask_schedule", schedule), "rewinds", False)
+
+
+def _check_learned(masks: Masks) -> None:
+    """Raise JobError for what shares out a budget beside a method that learns to."""
+    name = masks.method.name
+    if masks.distribution.name != "global":
+        raise JobError(
+            f"masks.distribution: {masks.distribution.name} with {name}, which learns how the budget is shared; "
+            "allowed: global"
+        )
+    if masks.rules:
+        raise JobError(
+            f"masks.rules: with {name}, which learns how the budget is shared; allowed: none (masks.exclude keeps a "
+            "tensor dense)"
+        )
+    if not masks.sparsity:
+        raise JobError(f"masks.sparsity: 0.0 with {name}, which would have nothing to learn; allowed: above 0")
 
 
 def _check_falls(masks: Masks) -> None:

@@ -7,6 +7,8 @@ from typing import Any
 STEPS = (5, 4, 6, 3, 2)  # between two exchanges, the best first
 SHARE = 0.01  # of the entries, a step
 UNITS = ("neuron", "head")
+LEARNED = ("str", "l0")
+GATES_RATE = 1e4  # of sgd, whose steps on the gates of l0 are as small as weight times gradient
 EVALUATE = 100  # job.Train.evaluate_every
 # Steps to equal loss over those of dense training, when gradients are exchanged in every step (docs/records/when.md).
 # With local steps the optimizer sees whole gradients whatever travels, and all regimes count as one.
@@ -15,18 +17,33 @@ STEPS_FACTOR = {"adamw": {"sparse": 3.0, "lowrank": 1.2}, "sgd": {"sparse": 1.1,
 
 def settle(tree: dict[str, Any]) -> dict[str, Any]:
     """Return the job's tree with the defaults that depend on another part; one that is malformed stays as it is."""
-    return _steps_factor(_local_steps(_of_units(tree)))
+    return _steps_factor(_local_steps(_gates(_distribution(tree))))
 
 
-def _of_units(tree: dict[str, Any]) -> dict[str, Any]:
-    """Return the tree with the distribution uniform where whole neurons or heads go, and the job names none: only then
-    is the sparsity that of units, since er and erk share out weights."""
+def _distribution(tree: dict[str, Any]) -> dict[str, Any]:
+    """Return the tree with a distribution where the job names none: uniform where whole neurons or heads go, since er
+    and erk share out weights and only then is the sparsity that of units; global where the method learns how to share.
+    """
     masks = tree.get("masks")
     if not isinstance(masks, dict) or "distribution" in masks:
         return tree
-    structure = masks.get("structure")
-    name = structure.get("name") if isinstance(structure, dict) else structure
-    return {**tree, "masks": {**masks, "distribution": "uniform"}} if name in UNITS else tree
+    if _name(masks, "method") in LEARNED:
+        return {**tree, "masks": {**masks, "distribution": "global"}}
+    return {**tree, "masks": {**masks, "distribution": "uniform"}} if _name(masks, "structure") in UNITS else tree
+
+
+def _gates(tree: dict[str, Any]) -> dict[str, Any]:
+    """Return the tree with a learning rate for the gates of l0 where they go with sgd and the job names none."""
+    masks = tree.get("masks")
+    if not isinstance(masks, dict) or _name(masks, "method") != "l0" or _name(tree, "optimizer") != "sgd":
+        return tree
+    method = masks["method"] if isinstance(masks["method"], dict) else {"name": "l0"}
+    return {**tree, "masks": {**masks, "method": {"rate": GATES_RATE, **method}}}
+
+
+def _name(part: dict[str, Any], field: str) -> Any:
+    named = part.get(field)
+    return named.get("name") if isinstance(named, dict) else named
 
 
 def _local_steps(tree: dict[str, Any]) -> dict[str, Any]:

@@ -23,8 +23,10 @@ Count = Annotated[int, Number, Field(ge=0, le=LARGEST)]
 Fraction = Annotated[float, Number, Field(ge=0.0, le=1.0)]
 Density = Annotated[float, Number, Field(gt=0.0, le=1.0)]
 BelowOne = Annotated[float, Number, Field(ge=0.0, lt=1.0)]
+Inside = Annotated[float, Number, Field(gt=0.0, lt=1.0)]
 Above0 = Annotated[float, Number, Field(gt=0.0, le=1e9)]
 NotNegative = Annotated[float, Number, Field(ge=0.0, le=1e9)]
+Finite = Annotated[float, Number, Field(ge=-1e9, le=1e9)]
 
 
 def _whole_above_one(value: float) -> float:

@@ -53,15 +53,18 @@ class _Masks:
         self.span = Span(job.train.steps, config.begin, config.end, config.every)
         self.method, self.schedule = timing(config, self.span)
         self.sparsity = 0.0 if self.method.starts_dense else self.final
+        self.closed = self.sparsity > 0.0  # whether the update sets leave something out
 
     def at(self, step: int) -> Row:
         """Return the row of one step; steps come in order."""
         row = {
             "mask/sparsity": self.sparsity,
-            "mask/update_sparsity": self.method.update_sparsity(self.sparsity) if self.sparsity else 0.0,
+            "mask/update_sparsity": self.method.update_sparsity(self.sparsity) if self.closed else 0.0,
         }
         if self.method.changes and self.schedule.is_update(step):
             self.sparsity, _ = aims(self.method, self.schedule, self.span, self.final, step)
+            learns = self.method.learns_budget and step < max(self.schedule.updates())
+            self.closed = self.sparsity > 0.0 and not learns
             row["mask/update"] = 1.0
             if isinstance(self.method, Regrower):
                 row["mask/drop_fraction"] = self.method.drop_fraction(self.span.fraction(step))

@@ -69,17 +69,23 @@ class RunState:
     def sync_masks(self) -> None:
         """Tell the exchange and the update rule which coordinates are active now."""
         if self.masks is not None:
-            self.exchange.set_masks(self.masks.masks.limits, self.masks.masks.epoch)
-            self.update.set_masks(self.masks.masks.limits)
+            self.exchange.set_masks(self.masks.limits, self.masks.masks.epoch)
+            self.update.set_masks(self.masks.limits)
 
     def forget(self) -> None:
         """Keep nothing of earlier gradients: weights have been rewound."""
         self.exchange.forget()
         self.update.forget()
 
-    def forward(self) -> contextlib.AbstractContextManager[None]:
-        """Return the context in which the model computes: with the forward sets of its masks."""
-        return self.masks.forward() if self.masks is not None else contextlib.nullcontext()
+    def forward(self, step: int | None = None) -> contextlib.AbstractContextManager[None]:
+        """Return the context in which the model computes: with the forward sets of its masks. `step` is the number of
+        the training step, None in evaluation."""
+        return self.masks.forward(step) if self.masks is not None else contextlib.nullcontext()
+
+    @property
+    def streams(self) -> bool:
+        """Return whether backward itself leaves whole gradients."""
+        return self.masks is None or not self.masks.learns
 
 
 def build(job: Job, world: World) -> RunState:
@@ -97,9 +103,6 @@ def build(job: Job, world: World) -> RunState:
             raise JobError(f"train.init_from: {error}") from error
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
     optimizer = job.optimizer.build().optimizer(model)
-    exchanges = -(-job.train.steps // job.exchange.every)
-    shapes = {name: tuple(p.shape) for name, p in parameters.items()}
-    exchange = GradientExchange(job.exchange, shapes, world, exchanges, device)
     masks = None
     if job.masks is not None:
         transport = world.transport
@@ -116,6 +119,11 @@ def build(job: Job, world: World) -> RunState:
             fresh=job.train.init_from is None,
         )
         _check_boundaries(job, masks.schedule)
+        masks.join(optimizer)
+        parameters = {**masks.learned, **parameters}  # first, as backward leaves them last
+    exchanges = -(-job.train.steps // job.exchange.every)
+    shapes = {name: tuple(p.shape) for name, p in parameters.items()}
+    exchange = GradientExchange(job.exchange, shapes, world, exchanges, device)
     mask_gradients, pull = (masks.mask_gradients, masks.pull) if masks is not None else (_nothing, lambda step: None)
     clip, outer = job.train.clip, job.exchange.outer
     update: EveryStep | LocalSteps

@@ -173,7 +173,7 @@ class Trainer:
         state, train = self.state, self.job.train
         state.optimizer.zero_grad(set_to_none=True)
         total = 0.0
-        with state.forward():
+        with state.forward(state.step + 1):
             for micro in range(train.accumulate):
                 total += self._micro_batch(micro)
         self.window.losses.append(total)
@@ -185,7 +185,7 @@ class Trainer:
             position = state.step * state.global_batch + micro * train.batch_size * self.world.size
             batch = state.data.train_batch(state.sampler.indices(position))
             batch = tuple(part.to(self.world.transport.device) for part in batch)
-        state.update.listen(micro + 1 == train.accumulate)
+        state.update.listen(micro + 1 == train.accumulate and state.streams)
         with self.window.span("forward_backward"):
             with self._autocast():
                 loss = state.model.loss(batch)

@@ -54,7 +54,8 @@ class Window:
         residual = state.exchange.residual_norm()
         busy = sum(self.spans.values())
         exchanging = state.exchange.seconds - self.exchange_before
-        dense = sum(p.numel() for p in state.parameters.values()) * 4.0
+        learned = state.masks.learned if state.masks is not None else {}
+        dense = sum(p.numel() for name, p in state.parameters.items() if name not in learned) * 4.0
         samples = state.global_batch * steps
         return {
             "train/grad_norm": sum(self.norms) / len(self.norms) if self.norms else float("nan"),

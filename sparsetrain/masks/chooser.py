@@ -90,10 +90,12 @@ class Chooser:
         target: float,
         progress: float,
         budget: float | None = None,
+        last: bool = False,
     ) -> MaskSet:
         """Return the masks of the next epoch, at sparsity `target`. `progress` is the share of the schedule's span that
-        is over, `budget` the schedule's sparsity where that is another one."""
+        is over, `budget` the schedule's sparsity where that is another one, `last` whether no update follows."""
         moments = self._moments(masks, weights, signal, target, progress, budget)
+        moments = {name: dataclasses.replace(moment, last=last) for name, moment in moments.items()}
         free = {name: moment for name, moment in moments.items() if name not in self.rules}
         counts = self.method.allocate(free, {name: moment.count for name, moment in free.items()})
         moments |= {name: dataclasses.replace(free[name], count=count) for name, count in counts.items()}

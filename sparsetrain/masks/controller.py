@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,8 +17,10 @@ from sparsetrain.masks import transition
 from sparsetrain.masks.agreement import Gather, agree, agree_weights
 from sparsetrain.masks.chooser import Chooser
 from sparsetrain.masks.explored import Explored
+from sparsetrain.masks.forces import Forces
+from sparsetrain.masks.hidden import hidden
+from sparsetrain.masks.learning import Learning
 from sparsetrain.masks.maskset import MaskSet
-from sparsetrain.masks.present import Present
 from sparsetrain.masks.probe import Probe
 from sparsetrain.masks.rewinding import Rewinding
 from sparsetrain.masks.saved import fitting
@@ -77,16 +79,20 @@ class MaskController:
         self.span = Span(steps, config.begin, config.end, config.every)
         self.chooser = Chooser(config, parameters, maskable, couplings, seed, self.span)
         self.method, self.schedule = self.chooser.method, self.chooser.schedule
-        self.regulariser = config.regulariser.build() if config.regulariser is not None else None
         self.parameters = self.chooser.parameters
+        regulariser = config.regulariser.build() if config.regulariser is not None else None
+        self.forces = Forces(self.method, regulariser, self.chooser)
         updates = self.schedule.updates() if self.method.changes else []
         means = Means(mean or alone, sparse_mean or alone_at)
         self.source = self.method.source(self.method, updates, means, self.chooser.layouts, self.span)
         self.owed = False  # an update whose scores were not finite waits for the next step that can take it
         self.method.begin({name: parameter.detach() for name, parameter in self.parameters.items()})
+        self.learning = None
+        if self.method.learns_budget:
+            self.learning = Learning(self.method, self.parameters, self.schedule, config.sparsity, seed)
         self.masks = self.chooser.first()
         self.explored = Explored(self.masks)
-        self.rescales = config.rescale_init and fresh
+        self.rescales = config.rescale_init and fresh and self.learning is None
         if self.rescales:
             self._rescale()
         self.dormant = {name: torch.zeros_like(p.detach()) for name, p in self.parameters.items()}
@@ -97,6 +103,27 @@ class MaskController:
         self.rewinding = None
         if self.method.rewinds:
             self.rewinding = Rewinding(self.chooser.everything, self.schedule.rewind)
+
+    @property
+    def learned(self) -> dict[str, nn.Parameter]:
+        """Return the method's own parameters as `field/tensor`, empty for most: they take part in the exchange, and
+        `join` gives them to the optimizer."""
+        return self.learning.parameters if self.learning is not None else {}
+
+    @property
+    def learns(self) -> bool:
+        """Return whether those parameters still make the forward pass, so that gradients are whole only after it."""
+        return self.learning is not None and not self.masks.limits
+
+    @property
+    def limits(self) -> dict[str, Tensor]:
+        """Return all update sets that leave something out: what a gradient exchange has to know."""
+        return self.masks.limits | (self.learning.limits(self.masks) if self.learning is not None else {})
+
+    def join(self, optimizer: torch.optim.Optimizer) -> None:
+        """Give the method's own parameters, where there are some, to an optimizer."""
+        if self.learning is not None:
+            self.learning.join(optimizer)
 
     def describe(self) -> str:
         """Return one line: the method, when masks change, and where its scores come from at what cost."""
@@ -172,7 +199,8 @@ class MaskController:
             return None
         target, budget = aims(self.method, self.schedule, self.span, self.config.sparsity, step)
         progress = self.span.fraction(step)
-        proposed = self.chooser.propose(self.masks, self._weights(), signal, target, progress, budget)
+        last = step >= max(self.schedule.updates())
+        proposed = self.chooser.propose(self.masks, self._weights(), signal, target, progress, budget, last)
         return self._commit(self._agreed(proposed), target, optimizer, signal)
 
     def _agreed(self, proposed: MaskSet) -> MaskSet:
@@ -193,6 +221,8 @@ class MaskController:
         transition.begin(self.parameters, fresh)
         if self.method.forgets(old.sparsity(), new.sparsity()):
             transition.forget(optimizer)
+        if self.learning is not None and new.limits:
+            self.learning.rest(optimizer)
         if self.rewinding is not None:
             self.rewinding.rewind()
             self.mask_weights()
@@ -214,25 +244,19 @@ class MaskController:
         overwritten by rank 0's. Collective; call it only where ranks must hold equal weights."""
         if step % self.config.agreement_every == 0:
             self.masks = agree(self.masks, self.gather, self.config.agreement)
-            weights = {name: parameter.detach() for name, parameter in self.chooser.everything.items()}
+            everything = {**self.chooser.everything, **self.learned}
+            weights = {name: parameter.detach() for name, parameter in everything.items()}
             agree_weights(weights, self.gather, self.config.agreement)
 
-    @contextlib.contextmanager
-    def forward(self) -> Iterator[None]:
-        """Inside, weights outside the forward set are zero; afterwards they have their values back.
+    def forward(self, step: int | None = None) -> contextlib.AbstractContextManager[None]:
+        """Return a context: inside, weights are what the forward pass uses; afterwards they have their values back.
 
-        Forward and backward belong inside, and so does evaluation. Free where both sets are the same.
+        Forward and backward belong inside, with the number of the step that they finish, and so does evaluation,
+        without one: nothing is drawn then. Free where the forward set is the update set.
         """
-        hidden = {name: self.parameters[name].detach().clone() for name in self.masks.updates}
-        with torch.no_grad():
-            for name in hidden:
-                self.parameters[name].copy_(torch.where(self.masks.masks[name], hidden[name], 0.0))
-        try:
-            yield
-        finally:
-            with torch.no_grad():
-                for name, weight in hidden.items():
-                    self.parameters[name].copy_(weight)
+        if self.learning is not None and self.learns:
+            return self.learning.forward(step)
+        return hidden(self.masks, self.parameters)
 
     @torch.no_grad()
     def mask_weights(self) -> None:
@@ -244,8 +268,9 @@ class MaskController:
     @torch.no_grad()
     def mask_gradients(self) -> None:
         """Set the gradients outside the update sets to zero."""
-        for name, update in self.masks.limits.items():
-            parameter = self.parameters[name]
+        parameters = {**self.parameters, **self.learned}
+        for name, update in self.limits.items():
+            parameter = parameters[name]
             if parameter.grad is not None:
                 parameter.grad = torch.where(update, parameter.grad, 0.0)
 
@@ -253,39 +278,9 @@ class MaskController:
     def pull(self, step: int) -> None:
         """Add to the mean gradients what method and regulariser ask for because of the weights alone, on all ranks
         alike, in the step that makes `step` finished ones."""
-        presents = self._presents(step)
-        self._add({name: self.method.pull(present) for name, present in presents.items()})
-        if self.regulariser is None:
-            return
-        if not self.regulariser.takes_units:
-            self._add({name: self.regulariser.pull(present) for name, present in presents.items()})
-            return
-        forces = {name: self.regulariser.pull(subject) for name, subject in self._subjects(step).items()}
-        self._add(self.chooser.view.add(forces))
-
-    def _presents(self, step: int) -> dict[str, Present]:
-        return {
-            name: Present(
-                name, weight.detach(), self.masks.masks[name], self.masks.update(name), self.chooser.seed, step
-            )
-            for name, weight in self.parameters.items()
-        }
-
-    def _subjects(self, step: int) -> dict[str, Present]:
-        view = self.chooser.view
-        weights = view.gather({name: weight.detach() for name, weight in self.parameters.items()})
-        masks, updates = view.masks(self.masks.masks), view.masks({n: self.masks.update(n) for n in self.parameters})
-        return {
-            name: Present(name, weights[name], masks[name], updates[name], self.chooser.seed, step, layout)
-            for name, layout in view.layouts.items()
-        }
-
-    def _add(self, forces: Mapping[str, Tensor | None]) -> None:
-        """Add forces to the gradients inside the update sets."""
-        for name, force in forces.items():
-            gradient = self.parameters[name].grad
-            if force is not None and gradient is not None:
-                gradient.add_(torch.where(self.masks.update(name), force, 0.0))
+        if self.learning is not None and self.learns:
+            self.learning.pull(step)
+        self.forces.add(self.masks, step)
 
     def state_dict(self) -> dict[str, Any]:
         """Return what all ranks share: {"packed": bits by name, "epoch": int, "dormant": weights by name, "explored":

@@ -48,7 +48,7 @@ def test_every_method_keeps_the_count_exact_and_is_deterministic(name, progress)
 
     def update() -> torch.Tensor:
         masked = torch.where(mask, weight, 0.0)
-        given = moment(masked, mask, 90, signal=signal, progress=progress, update_count=150)
+        given = moment(masked, mask, 90, signal=signal, progress=progress, update_count=150, last=True)
         new = rule.update(given)
         assert torch.all(rule.update_set(given, new)[new])
         return new

@@ -23,7 +23,13 @@ METHODS = sorted({*registry.names("mask_method"), *VARIANTS})
 STRUCTURES = sorted({*registry.names("structure"), *OPTIONS})
 PRODUCT = list(itertools.product(METHODS, STRUCTURES, registry.names("distribution")))
 # Averages that are binary fractions, so that the mean over ranks is exact; a threshold among these weights.
-METHOD_OPTIONS = {"snfs": {"momentum": 0.5}, "dsr": {"threshold": 1.0}, "deepr": {"penalty": 0.25, "noise": 0.5}}
+METHOD_OPTIONS = {
+    "snfs": {"momentum": 0.5},
+    "dsr": {"threshold": 1.0},
+    "deepr": {"penalty": 0.25, "noise": 0.5},
+    "str": {"initial": -1.0},
+    "l0": {"rate": 1.0},
+}
 MOVING = ("snfs", "dsr")  # the budget moves between tensors; only its sum is exact
 STEPS, EVERY = 12, 3
 # Two couplings hold each of the matrices; a head's rows are two runs that lie apart.
@@ -92,6 +98,8 @@ class Replica:
             if kind == "adamw"
             else torch.optim.SGD(values, lr=0.125, momentum=0.9)
         )
+        self.masks.join(self.optimizer)
+        self.parameters = {**self.parameters, **self.masks.learned}
 
     def local(self, step: int) -> dict[str, torch.Tensor]:
         """Return this rank's gradients; their mean is the same for every number of ranks."""
@@ -121,7 +129,7 @@ class Replica:
         self.masks.observe(step, local)
         for name, mean in self.mean(local).items():
             self.parameters[name].grad = mean
-        for name, update in self.masks.masks.limits.items():
+        for name, update in self.masks.limits.items():
             self.parameters[name].grad[~update] = float("nan")  # whatever an inactive weight's gradient is
         self.masks.mask_gradients()
         self.masks.pull(step)
@@ -151,9 +159,17 @@ class Replica:
         for name, mask in chosen.items():
             layout = view.layouts[name]
             assert torch.equal(layout.expand(layout.active(mask)), mask)
+        kept = {name: self.parameters[name].detach().clone() for name in found.masks}
         with self.masks.forward():
             for name, mask in found.masks.items():
-                assert torch.all(self.parameters[name][~mask] == 0)
+                used = self.parameters[name]
+                if self.masks.learns and report is not None:
+                    assert torch.equal(used != 0, mask & (kept[name] != 0))
+                assert self.masks.learns or torch.all(used[~mask] == 0)
+        assert all(torch.equal(self.parameters[name], weight) for name, weight in kept.items())
+        if report is not None and self.masks.learned and not self.masks.learns:
+            total = sum(mask.numel() for mask in found.masks.values())
+            assert sum(found.counts().values()) == round((1.0 - self.masks.config.sparsity) * total)
         if report is not None and self.masks.config.method.name in MOVING:
             wanted = self.masks.chooser.counts(report.target_sparsity, {})
             assert sum(found.counts().values()) == sum(wanted.values())
@@ -252,7 +268,9 @@ def test_resume_at_an_update_and_one_step_on_either_side_is_bit_exact(method, ki
             saved[step] = straight.state()
         updates = [step for step in range(1, STEPS) if straight.masks.is_update(step)]
         at = updates[len(updates) // 2] if updates else 6
-        for stop in {max(1, at - 1), at, at + 1}:
+        stops = {max(1, at - 1), at, at + 1}
+        stops |= {updates[-1] + each for each in (-1, 0, 1)} if straight.masks.learned else set()
+        for stop in stops:
             resumed = build(combination, World(), kind)
             resumed.load(saved[stop])
             for step in range(stop + 1, STEPS + 1):

@@ -62,7 +62,7 @@ class Rank(Replica):
         self.told()
 
     def told(self) -> None:
-        self.exchange.set_masks(self.masks.masks.limits, self.masks.masks.epoch)
+        self.exchange.set_masks(self.masks.limits, self.masks.masks.epoch)
 
     def mean(self, local: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         means = self.exchange.aggregate(local)

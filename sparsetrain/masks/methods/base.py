@@ -24,7 +24,7 @@ class Moment:
     tensor, None where the source gives nothing. `count` is the number of weights to be active, a whole number of the
     layout's units; `update_count` the same for the update set, `budget` what the schedule allows in the end, less than
     `count` where the method grows above it for a while. `progress` is the share of the schedule's span that is
-    over; `generator` is keyed by seed, tensor and mask epoch.
+    over, `last` says that no update follows; `generator` is keyed by seed, tensor and mask epoch.
     """
 
     name: str
@@ -37,6 +37,7 @@ class Moment:
     progress: float
     generator: torch.Generator
     signal: Tensor | None = None
+    last: bool = False
 
     def given(self) -> Tensor:
         """Return the signal. Raises ValueError where the source has given none."""
@@ -66,6 +67,7 @@ class MaskMethod(abc.ABC):
     rewinds: ClassVar[bool] = (
         False  # True: all weights go back to an early step at every update, which the schedule names
     )
+    learns_budget: ClassVar[bool] = False  # True: a Learned, whose own parameters say what each tensor keeps
     decay: float = 1.0  # what a step leaves of the sums of the source Accumulated
 
     def __init__(self, config: Any) -> None:

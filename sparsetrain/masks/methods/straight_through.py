@@ -18,6 +18,10 @@ class StraightThrough(Pruner):
         """Return all weights."""
         return None
 
+    def update_sparsity(self, sparsity: float) -> float:
+        """Return 0."""
+        return 0.0
+
     def update_set(self, moment: Moment, mask: Tensor) -> Tensor:
         """Return all weights."""
         return torch.ones_like(mask)
