@@ -73,6 +73,8 @@ class StageBook:
         volume = regime.volume(channel, self.world.size, density)
         wire = network.seconds(volume, regime.reduces) + volume.messages * network.latency_s
         times = []
+        meter = self.world.transport.meter
+        booked = meter.sent["gradient"]
         for turn in range(TURNS):
             now = Turn(turn, 0, density)
             self.world.transport.barrier()
@@ -84,6 +86,10 @@ class StageBook:
             regime.communicate(channel, chosen, now, self.world)
             regime.commit(channel)
             times.append((selected - began, time.perf_counter() - sending))
+        # Noise is no gradient: what it has sent is the calibration's.
+        sent = meter.sent["gradient"] - booked
+        meter.add("gradient", -sent)
+        meter.add("control", sent)
         spent = torch.tensor(
             [min(first for first, _ in times[1:]), max(0.0, min(second for _, second in times[1:]) - wire)],
             dtype=torch.float64,
