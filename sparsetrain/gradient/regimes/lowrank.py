@@ -21,7 +21,7 @@ from sparsetrain.gradient.regimes.base import Regime, Turn
 
 FACTOR = "factor/"  # before the names of the right factors in a state
 WORTH = 0.5  # both factors together must be shorter than this share of the matrix
-FLAT = 1e-6  # of its length, below which a column is made of others
+FLAT = 1e-6  # of its length, below which a column of a factor is made of others
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +55,8 @@ class LowRankRegime(Regime):
     mean): its mean over ranks is the same, and what only tells ranks apart does not pile up in it. The right factors
     are kept: each step is one more power iteration on matrices that change slowly (warm start, section 4.2). Tensors
     that two factors would not shorten travel whole. All ranks hold the same bits where their processors are of a kind:
-    both factors come out of an all-reduce, and what is made of them is the same arithmetic.
+    both factors come out of an all-reduce, and what is made of them is the same arithmetic. They are held transposed,
+    which makes products with few columns two to three times quicker.
     """
 
     reduces = True
@@ -65,11 +66,11 @@ class LowRankRegime(Regime):
         self.rank = config.rank
         self.keeps = "residual" in feedback.fields
         self.decay = getattr(feedback.config, "decay", 1.0)
-        self.factors: dict[str, Tensor] = {}  # right ones: fp32 [columns, rank]
+        self.factors: dict[str, Tensor] = {}  # right ones, as Q': fp32 [rank, columns]
         self.staged: dict[int, dict[str, Tensor]] = {}
 
     def select(self, channel: Channel, gradients: Mapping[str, Tensor], turn: Turn) -> Factors:
-        """See Regime: P = M Q."""
+        """See Regime: P' = Q' M'."""
         channel.take(gradients, turn.factor)
         if self.keeps:
             residual = channel.read("residual")
@@ -81,8 +82,8 @@ class LowRankRegime(Regime):
             acc[channel.active] = channel.buffer
         matrices, wholes = plan(channel.bucket, self.rank)
         left = torch.empty(_left(matrices) + sum(length for _, length in wholes), device=channel.device)
-        for matrix, part in zip(matrices, _parts(left, [(m.rows, m.rank) for m in matrices]), strict=True):
-            torch.mm(matrix.view(acc), self._right(matrix, channel.device), out=part)
+        for matrix, part in zip(matrices, _parts(left, [(m.rank, m.rows) for m in matrices]), strict=True):
+            torch.mm(self._right(matrix, channel.device), matrix.view(acc).t(), out=part)
         at = _left(matrices)
         for start, length in wholes:
             left[at : at + length] = acc[start : start + length]
@@ -97,17 +98,17 @@ class LowRankRegime(Regime):
             left.fill_(float("nan"))
         if not _mean(left, world):
             return Outcome(finite=False)
-        lefts = _parts(left, [(m.rows, m.rank) for m in matrices])
+        lefts = _parts(left, [(m.rank, m.rows) for m in matrices])
         orthonormalise(lefts)
         right = torch.empty(sum(m.columns * m.rank for m in matrices), device=channel.device)
-        rights = _parts(right, [(m.columns, m.rank) for m in matrices])
+        rights = _parts(right, [(m.rank, m.columns) for m in matrices])
         for matrix, one, other in zip(matrices, lefts, rights, strict=True):
-            torch.mm(matrix.view(acc).t(), one, out=other)
+            torch.mm(one, matrix.view(acc), out=other)
         own = [each.clone() for each in rights]
         if not _mean(right, world):
             return Outcome(finite=False)
         for matrix, one, mine in zip(matrices, lefts, own, strict=True):
-            torch.addmm(matrix.view(acc), one, mine.t(), alpha=-1.0, out=matrix.view(acc))
+            torch.addmm(matrix.view(acc), one.t(), mine, alpha=-1.0, out=matrix.view(acc))
         for start, length in wholes:
             acc[start : start + length].zero_()
         self._keep(channel, acc)
@@ -136,7 +137,7 @@ class LowRankRegime(Regime):
         """Leave the mean in the channel."""
         out = channel.mean if channel.active is None else channel.flat
         for matrix, one, other in zip(matrices, lefts, rights, strict=True):
-            torch.mm(one, other.t(), out=matrix.view(out))
+            torch.mm(one.t(), other, out=matrix.view(out))
         at = 0
         for start, length in wholes:
             out[start : start + length] = whole[at : at + length]
@@ -148,9 +149,9 @@ class LowRankRegime(Regime):
         """See Regime. A column of zeros would stay one for ever: it begins anew."""
         super().commit(channel)
         for name, right in self.staged.pop(channel.index, {}).items():
-            empty = right.abs().amax(dim=0) == 0.0
+            empty = right.abs().amax(dim=1) == 0.0
             if bool(empty.any()):
-                right[:, empty] = start(name, *right.shape).to(right.device)[:, empty]
+                right[empty] = start(name, *right.shape).to(right.device)[empty]
             self.factors[name] = right
 
     def sent(self, chosen: Factors) -> tuple[int, float]:
@@ -180,8 +181,8 @@ class LowRankRegime(Regime):
 
     def _right(self, matrix: Matrix, device: torch.device) -> Tensor:
         found = self.factors.get(matrix.name)
-        if found is None or found.shape != (matrix.columns, matrix.rank):
-            found = start(matrix.name, matrix.columns, matrix.rank).to(device)
+        if found is None or found.shape != (matrix.rank, matrix.columns):
+            found = start(matrix.name, matrix.rank, matrix.columns).to(device)
         return found
 
 
@@ -198,38 +199,38 @@ def plan(bucket: Bucket, rank: int) -> tuple[list[Matrix], list[tuple[int, int]]
     return matrices, wholes
 
 
-def start(name: str, columns: int, rank: int) -> Tensor:
-    """Return the first right factor of a tensor, fp32 [columns, rank] on the CPU: the same draw on every rank."""
+def start(name: str, rank: int, columns: int) -> Tensor:
+    """Return the first right factor of a tensor, fp32 [rank, columns] on the CPU: the same draw on every rank."""
     seed = int.from_bytes(hashlib.blake2b(name.encode(), digest_size=7).digest(), "little")
-    return torch.randn(columns, rank, generator=torch.Generator().manual_seed(seed))
+    return torch.randn(rank, columns, generator=torch.Generator().manual_seed(seed))
 
 
 def orthonormalise(factors: list[Tensor]) -> None:
-    """Make the columns of every [rows, rank] tensor orthonormal, in place (Gram-Schmidt, twice, since once is not
-    enough in fp32). A column that is made of those before it becomes zero. Equal shapes go together."""
+    """Make the rows of every [rank, length] tensor orthonormal, in place (Gram-Schmidt, twice, since once is not enough
+    in fp32). A row that is made of those before it becomes zero. Equal shapes go together."""
     shapes: dict[torch.Size, list[Tensor]] = {}
     for each in factors:
         shapes.setdefault(each.shape, []).append(each)
     for alike in shapes.values():
-        stack = torch.stack([each.t() for each in alike])  # [count, rank, rows], so that a column is contiguous
-        for column in range(stack.shape[1]):
-            own, before = stack[:, column : column + 1], stack[:, :column]
+        stack = torch.stack(alike)
+        for row in range(stack.shape[1]):
+            own, before = stack[:, row : row + 1], stack[:, :row]
             length = own.norm(dim=2, keepdim=True)
-            if column:
+            if row:
                 for _ in range(2):
                     own -= own @ before.transpose(1, 2) @ before
             left = own.norm(dim=2, keepdim=True)
             own.mul_(torch.where(left > FLAT * length, 1.0 / left.clamp_min(1e-30), 0.0))
         for each, done in zip(alike, stack, strict=True):
-            each.copy_(done.t())
+            each.copy_(done)
 
 
 def _parts(flat: Tensor, shapes: list[tuple[int, int]]) -> list[Tensor]:
     """Return views of the beginning of `flat`, one of each shape."""
     found, at = [], 0
-    for rows, columns in shapes:
-        found.append(flat[at : at + rows * columns].view(rows, columns))
-        at += rows * columns
+    for rank, length in shapes:
+        found.append(flat[at : at + rank * length].view(rank, length))
+        at += rank * length
     return found
 
 

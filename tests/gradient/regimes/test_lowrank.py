@@ -82,7 +82,7 @@ def oracle(matrices: list[list[np.ndarray]], right: np.ndarray) -> list[np.ndarr
 
 def test_it_is_power_sgd():
     given = [[draw(rank, step)["a"].double().numpy() for rank in range(2)] for step in range(5)]
-    expected = oracle(given, start("a", 30, 2).double().numpy())
+    expected = oracle(given, start("a", 2, 30).t().double().numpy())
     for found in Simulation(2).run(lambda world: run(world, 5)):
         for step, mean in enumerate(expected):
             assert np.allclose(found[step]["a"].numpy(), mean, atol=1e-4)
@@ -178,7 +178,7 @@ def test_a_damaged_factor_is_left_out(damage):
         exchange = GradientExchange(config(), SHAPES, world, 4)
         exchange.aggregate(draw(world.rank, 0))
         state = exchange.state()
-        wrong = {"nan": torch.full((30, 2), torch.nan), "shape": torch.ones(3), "dtype": torch.ones(30, 2).double()}
+        wrong = {"nan": torch.full((2, 30), torch.nan), "shape": torch.ones(3), "dtype": torch.ones(2, 30).double()}
         fresh = GradientExchange(config(), SHAPES, world, 4)
         fresh.load_state({**state, "factor/a": wrong[damage]})
         means = fresh.aggregate(draw(world.rank, 1))
@@ -234,11 +234,11 @@ def test_a_dead_column_begins_anew():
 @pytest.mark.parametrize("rows", [5, 64, 1000])
 @pytest.mark.parametrize("rank", [1, 2, 4])
 def test_columns_are_orthonormal(rows, rank):
-    drawn = torch.randn(rows, rank) * torch.logspace(0, 3, rank) + 100.0  # nearly parallel
-    factors = [drawn, drawn.clone(), torch.randn(rows + 1, rank)]
+    drawn = torch.randn(rank, rows) * torch.logspace(0, 3, rank)[:, None] + 100.0  # nearly parallel
+    factors = [drawn, drawn.clone(), torch.randn(rank, rows + 1)]
     orthonormalise(factors)
     for each in factors:
-        assert torch.allclose(each.t() @ each, torch.eye(rank), atol=1e-4)
+        assert torch.allclose(each @ each.t(), torch.eye(rank), atol=1e-4)
 
 
 def test_what_two_factors_would_not_shorten_travels_whole():
