@@ -1,6 +1,6 @@
 """Losses along the way, and from them how many steps, bytes and seconds a setting takes to a loss.
 
-    torchrun --standalone --nproc-per-node RANKS docs/records/curves.py FILE [SEED ...]
+    torchrun --standalone --nproc-per-node RANKS docs/records/curves.py FILE STEPS [SEED ...]
     python docs/records/curves.py FILE LOSS [STEP.json ...]
 
 The first trains every setting that FILE does not hold yet for these seeds (default 0) on this number of ranks. The
@@ -30,7 +30,7 @@ from sparsetrain.engine.trainer import NotFinite, train
 from sparsetrain.worker.main import seed_all
 
 COMMON = (
-    "text_gpt model.layers=2 model.context=64 data.context=64 train.steps=2000 train.evaluate_every=50 "
+    "text_gpt model.layers=2 model.context=64 data.context=64 train.evaluate_every=50 "
     "train.evaluate_batches=20 log.wandb.mode=disabled log.every=100000"
 )
 DENSE = "exchange.regime=dense exchange.every=1"
@@ -53,21 +53,28 @@ FINALISTS = {
 }
 
 
-def run(path: pathlib.Path, seeds: list[int]) -> None:
+def run(path: pathlib.Path, steps: int, seeds: list[int]) -> None:
     """Train what is missing. Every rank calls this."""
     dist.init_process_group("gloo", timeout=datetime.timedelta(hours=4))
     torch.set_num_threads(1)
     prefer_fast_matmul(print)
-    held = {(row["name"], row["seed"], row["ranks"]) for row in rows(path)}
+    held = {(row["name"], row["seed"], row["ranks"], row["length"]) for row in rows(path)}
     dist.barrier()
     for seed in seeds:
         for kind, (_, settings, rates) in SETTINGS.items():
             for rate in rates:
                 name = f"{kind} {rate:g}"
-                if (name, seed, dist.get_world_size()) in held or (seed and name not in FINALISTS):
+                if (name, seed, dist.get_world_size(), steps) in held or (seed and name not in FINALISTS):
                     continue
-                found = once(f"{COMMON} {settings} optimizer.learning_rate={rate}", seed)
-                row = {"name": name, "kind": kind, "seed": seed, "ranks": dist.get_world_size(), **found}
+                found = once(f"{COMMON} train.steps={steps} {settings} optimizer.learning_rate={rate}", seed)
+                row = {
+                    "name": name,
+                    "kind": kind,
+                    "seed": seed,
+                    "ranks": dist.get_world_size(),
+                    "length": steps,
+                    **found,
+                }
                 if dist.get_rank() == 0:
                     with path.open("a") as file:
                         file.write(json.dumps(row) + "\n")
@@ -121,16 +128,17 @@ def steps_to(row: dict[str, Any], loss: float) -> float:
 
 def show(path: pathlib.Path, loss: float, timings: list[pathlib.Path]) -> None:
     """Print the table, the quickest by steps first."""
-    groups: dict[tuple[int, str], list[dict[str, Any]]] = {}
+    groups: dict[tuple[int, int, str], list[dict[str, Any]]] = {}
     for row in rows(path):
-        groups.setdefault((row["ranks"], row["name"]), []).append(row)
+        groups.setdefault((row["ranks"], row["length"], row["name"]), []).append(row)
     measured = [json.loads(each.read_text()) for each in timings]
     table = []
-    for (ranks, name), runs in groups.items():
+    for (ranks, length, name), runs in groups.items():
         steps = statistics.median(steps_to(row, loss) for row in runs)
         sent = statistics.mean(row["bytes_a_step"] for row in runs)
         line = {
             "ranks": ranks,
+            "length": length,
             "name": name,
             "seeds": len(runs),
             "final_loss": statistics.mean(row["losses"][-1] for row in runs if row["losses"]),
@@ -143,7 +151,7 @@ def show(path: pathlib.Path, loss: float, timings: list[pathlib.Path]) -> None:
                 same = of.get(SETTINGS[runs[0]["kind"]][0])
                 line[f"s_at_{found['rate']}"] = None if same is None else steps * same
         table.append(line)
-    table.sort(key=lambda row: (row["ranks"], row["steps"] or 1e9))
+    table.sort(key=lambda row: (row["ranks"], row["length"], row["steps"] or 1e9))
     columns = list(dict.fromkeys(key for row in table for key in row))
     print(render(table, columns))
 
@@ -152,6 +160,6 @@ if __name__ == "__main__":
     target = pathlib.Path(sys.argv[1])
     numbers = [each for each in sys.argv[2:] if not each.endswith(".json")]
     if "RANK" in os.environ:
-        run(target, [int(each) for each in numbers] or [0])
+        run(target, int(numbers[0]), [int(each) for each in numbers[1:]] or [0])
     else:
         show(target, float(numbers[0]), [pathlib.Path(each) for each in sys.argv[2:] if each.endswith(".json")])
