@@ -85,7 +85,8 @@ def choose(candidates: Sequence[Candidate]) -> tuple[Candidate, str]:
     """
     tried = [each for each in candidates if each.measured_s is not None] or list(candidates)
     best = min(tried, key=lambda each: each.score)
-    safe = min((each for each in candidates if each.lossless), key=lambda each: each.score, default=best)
+    lossless = [each for each in tried if each.lossless] or [each for each in candidates if each.lossless]
+    safe = min(lossless, key=lambda each: each.score, default=best)
     if not best.lossless and best.score > (1.0 - GAIN) * safe.score:
         gain = 100 * (1.0 - best.score / safe.score)
         if gain <= 0:

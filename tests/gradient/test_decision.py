@@ -42,6 +42,11 @@ def test_measurements_stand_before_predictions():
     assert why == "800 ms a step; dense 9e+03 ms a step predicted; sparse 1e+03 ms a step"
 
 
+def test_what_was_not_tried_does_not_win_by_its_prediction():
+    found, _ = choose([way("dense", 0.5), way("packed", 0.6, 1.5), way("sparse", 0.6, 1.2)])
+    assert found.name == "sparse"
+
+
 def test_finalists_are_those_near_the_best_prediction():
     ways = [way("dense", 2.0), way("packed", 1.25), way("sparse", 1.0), way("lowrank", 1.2, factor=2.0)]
     assert [each.name for each in finalists(ways, 1.3, 4)] == ["sparse", "packed"]
