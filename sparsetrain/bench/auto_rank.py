@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import pathlib
 import sys
 from typing import Any
 
 from sparsetrain.bench.auto import AUTO, Plan
-from sparsetrain.bench.rank import joined
+from sparsetrain.bench.rank import Way, serve
 from sparsetrain.bench.ranks import Place
 from sparsetrain.bench.step_rank import once
 from sparsetrain.collective.torch_dist import torch_world
@@ -36,7 +35,7 @@ def job_of(plan: Plan, regime: str) -> Job:
     return load_job("text_gpt", tuple(part for line in settings for part in line.split(" ") if part))
 
 
-def measure(place: Place, plan: Plan) -> dict[str, Any]:
+def measure(place: Place, plan: Plan, way: Way) -> dict[str, Any]:
     """Return this rank's figures: seconds of a step in each round by candidate, the planner's last decision, the
     number of weights. Collective."""
     prefer_fast_matmul(lambda line: None)
@@ -63,15 +62,5 @@ def measure(place: Place, plan: Plan) -> dict[str, Any]:
         return {"seconds": seconds, "decision": automatic.planner.decisions[-1].row(), "weights": weights}
 
 
-def main(path: str) -> None:
-    """Join the ranks, measure, write the figures beside the specification."""
-    spec = pathlib.Path(path)
-    found = json.loads(spec.read_text())
-    place = Place(**found["place"])
-    with joined(place):
-        figures = measure(place, Plan(**found["plan"]))
-    spec.with_suffix(".figures").write_text(json.dumps(figures))
-
-
 if __name__ == "__main__":
-    main(sys.argv[1])
+    serve(sys.argv[1], Plan, measure)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import pathlib
 import sys
 from collections.abc import Iterator, Sequence
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor
 
 from sparsetrain.bench.growth import DENSE, Plan
-from sparsetrain.bench.rank import Way, joined
+from sparsetrain.bench.rank import Way, serve
 from sparsetrain.bench.ranks import Place
 from sparsetrain.collective.entries import Entries
 from sparsetrain.collective.index_codes import Auto
@@ -141,7 +140,7 @@ class Look:
         return torch.cat([(mask & ~masks.masks.masks[name]).flatten() for name, mask in new.masks.items()])
 
 
-def measure(plan: Plan, way: Way) -> dict[str, Any]:
+def measure(place: Place, plan: Plan, way: Way) -> dict[str, Any]:
     """Return this rank's figures: numbers of weights, and a row for each update, batch and rule. Collective."""
     prefer_fast_matmul(lambda line: None)
     state = build(job_of(plan), torch_world())
@@ -159,14 +158,5 @@ def measure(plan: Plan, way: Way) -> dict[str, Any]:
     return {"weights": sum(p.numel() for p in state.parameters.values()), "masked": masked, "rows": rows}
 
 
-def main(path: str) -> None:
-    """Join the ranks, measure, write the figures beside the specification."""
-    spec = pathlib.Path(path)
-    found = json.loads(spec.read_text())
-    with joined(Place(**found["place"])) as way:
-        figures = measure(Plan(**found["plan"]), way)
-    spec.with_suffix(".figures").write_text(json.dumps(figures))
-
-
 if __name__ == "__main__":
-    main(sys.argv[1])
+    serve(sys.argv[1], Plan, measure)

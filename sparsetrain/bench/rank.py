@@ -172,15 +172,15 @@ def _mpi(place: Place) -> Iterator[Way]:
         raise
 
 
-def main(path: str) -> None:
-    """Join the ranks, measure, write the figures beside the specification."""
+def serve(path: str, plan: Callable[..., Any], figures_of: Callable[[Place, Any, Way], dict[str, Any]]) -> None:
+    """Join the ranks, measure, write the figures beside the specification at `path`, whose plan `plan` makes."""
     spec = pathlib.Path(path)
     found = json.loads(spec.read_text())
     place = Place(**found["place"])
     with joined(place) as way:
-        figures = measure(place, Plan(**found["plan"]), way)
+        figures = figures_of(place, plan(**found["plan"]), way)
     spec.with_suffix(".figures").write_text(json.dumps(figures))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    serve(sys.argv[1], Plan, measure)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import pathlib
 import sys
 import time
@@ -16,7 +15,7 @@ from torch import nn
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks, powerSGD_hook
 
 from sparsetrain.bench.bf16_hook import bf16_hook
-from sparsetrain.bench.rank import joined, sent_bytes
+from sparsetrain.bench.rank import Way, sent_bytes, serve
 from sparsetrain.bench.ranks import Place
 from sparsetrain.bench.step import IDEAL, Plan
 from sparsetrain.collective.torch_dist import torch_world
@@ -108,7 +107,7 @@ def ours(job: Job, folder: pathlib.Path) -> tuple[Step, Callable[[], None]]:
     return Trainer(state, folder, lambda line: None).train_step, state.exchange.close
 
 
-def measure(place: Place, plan: Plan) -> dict[str, Any]:
+def measure(place: Place, plan: Plan, way: Way) -> dict[str, Any]:
     """Return this rank's figures: the number of weights, and per candidate seconds and interface bytes of a step in
     each round. Collective."""
     prefer_fast_matmul(lambda line: None)
@@ -150,15 +149,5 @@ def once(step: Step, steps: int, interface: str | None) -> tuple[float, float | 
     return seconds / steps, None if wire is None or now is None else (now - wire) / steps
 
 
-def main(path: str) -> None:
-    """Join the ranks, measure, write the figures beside the specification."""
-    spec = pathlib.Path(path)
-    found = json.loads(spec.read_text())
-    place = Place(**found["place"])
-    with joined(place):
-        figures = measure(place, Plan(**found["plan"]))
-    spec.with_suffix(".figures").write_text(json.dumps(figures))
-
-
 if __name__ == "__main__":
-    main(sys.argv[1])
+    serve(sys.argv[1], Plan, measure)

@@ -14,7 +14,7 @@ from pydantic import Field
 from sparsetrain.config.component import STRICT, Component, Named
 from sparsetrain.config.numbers import Above0, BelowOne, Count, Density, Few, Fraction, NotNegative, Point, Positive
 
-Regime = Literal["dense", "packed", "sparse", "lowrank"]
+RegimeName = Literal["dense", "packed", "sparse", "lowrank"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -55,8 +55,8 @@ class Exchange:
     rank: Few = 4  # lowrank: of the factors
     # auto: the regimes to choose from, steps to equal loss over those of dense by regime (1 where none is given), and
     # after how many exchanges without a mask update it looks again.
-    allow: Annotated[tuple[Regime, ...], Field(min_length=1)] = ("dense", "packed", "sparse", "lowrank")
-    steps_factor: dict[Regime, Above0] = dataclasses.field(default_factory=dict)
+    allow: Annotated[tuple[RegimeName, ...], Field(min_length=1)] = ("dense", "packed", "sparse", "lowrank")
+    steps_factor: dict[RegimeName, Above0] = dataclasses.field(default_factory=dict)
     replan: Positive = 200
     warmup: Fraction = 0.0  # share of the steps over which density falls to its value
     warmup_density: Density = 0.25  # where that fall begins (geometric)

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from sparsetrain.collective.meter import Kind
 from sparsetrain.config.component import STRICT, adapter
-from sparsetrain.config.job import Regime
+from sparsetrain.config.job import RegimeName
 from sparsetrain.config.numbers import Count, Positive
 
 FORMAT = 1
@@ -127,7 +127,7 @@ class About:
     dense_steps: Annotated[float, Field(ge=0.0)]
     sent_bytes: dict[Kind, Annotated[float, Field(ge=0.0)]]
     weights_digest: str
-    regimes: list[Regime] = dataclasses.field(default_factory=list)  # of each bucket, where they were chosen
+    regimes: list[RegimeName] = dataclasses.field(default_factory=list)  # of each bucket, where they were chosen
 
 
 def read_about(folder: pathlib.Path) -> About:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from sparsetrain.collective.world import World
-from sparsetrain.config.job import Exchange, Regime
+from sparsetrain.config.job import Exchange, RegimeName
 from sparsetrain.gradient.calibration import measure_network, probe
 from sparsetrain.gradient.cost import Compute, Network, Stages
 from sparsetrain.gradient.decision import Candidate
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from sparsetrain.gradient.exchange import GradientExchange
 
 
-def settings_of(config: Exchange, regime: Regime) -> Exchange:
+def settings_of(config: Exchange, regime: RegimeName) -> Exchange:
     """Return the settings with a regime in the place of `auto`."""
     return dataclasses.replace(config, regime=regime)
 
@@ -40,6 +40,7 @@ def planner_of(exchange: GradientExchange, world: World) -> Planner:
         return book.stages(exchange.channels, settings, network, config.density)
 
     hands = Hands(
+        ways=lambda: _ways(exchange),
         measure=lambda: measure_network(transport),
         probe=lambda before: probe(transport, before),
         stages=stages,
@@ -50,16 +51,19 @@ def planner_of(exchange: GradientExchange, world: World) -> Planner:
     here = nodes.count(world.node.encode())
     spare = min(1.0, max(0.0, len(os.sched_getaffinity(0)) / here - 1.0))
     compute = Compute(seconds=0.0, every=config.every, overlap=exchange.overlap, spare=spare)
-    return Planner(_ways(config, len(exchange.channels)), hands, transport, compute, config.replan)
+    return Planner(hands, transport, compute, config.replan)
 
 
-def _ways(config: Exchange, buckets: int) -> list[Candidate]:
+def _ways(exchange: GradientExchange) -> list[Candidate]:
+    """Return a candidate for each allowed regime; packed only where something is masked, since else it is dense."""
+    config, masked = exchange.config, any(channel.active is not None for channel in exchange.channels)
     return [
         Candidate(
             name=name,
-            settings=(settings_of(config, name),) * buckets,
+            settings=(settings_of(config, name),) * len(exchange.channels),
             lossless=REGIMES[name].lossless,
             steps_factor=config.steps_factor.get(name, 1.0),
         )
         for name in config.allow
+        if name != "packed" or masked or "dense" not in config.allow
     ]

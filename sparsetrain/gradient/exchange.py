@@ -19,15 +19,14 @@ from sparsetrain.collective.entries import Outcome
 from sparsetrain.collective.payload import Codec
 from sparsetrain.collective.world import World
 from sparsetrain.config.check import check_exchange
-from sparsetrain.config.job import Exchange, Regime
+from sparsetrain.config.job import Exchange, RegimeName
 from sparsetrain.config.load import checked
 from sparsetrain.gradient.automatic import first, planner_of, settings_of
 from sparsetrain.gradient.channel import Channel
 from sparsetrain.gradient.density import density_at
 from sparsetrain.gradient.layout import Shape, build_buckets
 from sparsetrain.gradient.pipeline import Inline, Pipeline
-from sparsetrain.gradient.regimes.base import Regime as Way
-from sparsetrain.gradient.regimes.base import Turn
+from sparsetrain.gradient.regimes.base import Regime, Turn
 from sparsetrain.gradient.regimes.choice import build
 from sparsetrain.gradient.small import Small
 
@@ -82,8 +81,8 @@ class GradientExchange:
         fields = self.feedback.fields
         self.channels = [Channel(i, b, self.device, fields, config.residual) for i, b in enumerate(buckets)]
         self.small = Small(small, self.device)
-        self.built: list[Way] = []
-        self.regimes: list[Way] = []  # of each channel
+        self.built: list[Regime] = []
+        self.regimes: list[Regime] = []  # of each channel
         self.set_regimes([first(config)] * len(buckets))
         self.overlap = config.overlap and world.size > 1 and self.device.type == "cpu" and len(buckets) > 0
         # Threads of their own need a way to the others of their own, or two threads' messages would mix.
@@ -183,7 +182,7 @@ class GradientExchange:
         )
 
     @torch.no_grad()
-    def _select(self, channel: Channel, regime: Way, round_: _Round) -> Any:
+    def _select(self, channel: Channel, regime: Regime, round_: _Round) -> Any:
         if channel.size == 0:
             return None
         chosen = regime.select(channel, round_.gradients, round_.turn)
@@ -194,7 +193,7 @@ class GradientExchange:
         return chosen
 
     @torch.no_grad()
-    def _communicate(self, channel: Channel, regime: Way, chosen: Any, turn: Turn, world: World) -> Outcome:
+    def _communicate(self, channel: Channel, regime: Regime, chosen: Any, turn: Turn, world: World) -> Outcome:
         """Leave the mean of one bucket in the channel, and what did not arrive staged as its next state."""
         return Outcome() if chosen is None else regime.communicate(channel, chosen, turn, world)
 
@@ -230,17 +229,19 @@ class GradientExchange:
         """Let every bucket travel as its settings say, from the next exchange on; residuals stay.
 
         One for each channel, in their order; regime, values, indices, sparsifier, collective and rank count. Every
-        rank must call it alike. Raises ValueError where there are more or fewer.
+        rank must call it alike. Raises ValueError where there are more or fewer, JobError for settings that make no
+        sense.
         """
         if len(choice) != len(self.channels):
             raise ValueError(f"{len(choice)} settings for {len(self.channels)} buckets")
         self.regimes = [self._regime(settings) for settings in choice]
 
-    def _regime(self, settings: Exchange) -> Way:
+    def _regime(self, settings: Exchange) -> Regime:
         """Return the regime of these settings: one for all channels, and the same one when it is chosen again."""
         for regime in self.built:
             if regime.config == settings:
                 return regime
+        check_exchange(settings)
         self.built.append(build(settings, self.feedback))
         return self.built[-1]
 
@@ -265,12 +266,12 @@ class GradientExchange:
             state |= regime.state()
         return state
 
-    def choice(self) -> list[Regime]:
+    def choice(self) -> list[RegimeName]:
         """Return the regimes of the buckets where they were chosen in the run, else nothing."""
         chosen = self.planner is not None and self.planner.begun
         return [regime.config.regime for regime in self.regimes if regime.config.regime != "auto"] if chosen else []
 
-    def go_on(self, step: int, choice: Sequence[Regime]) -> None:
+    def go_on(self, step: int, choice: Sequence[RegimeName]) -> None:
         """Continue after `step` exchanges with the `choice` of then; before `load_state`. Collective.
 
         Raises ValueError where the choice is not one for each bucket out of what is allowed.
@@ -281,6 +282,9 @@ class GradientExchange:
         wrong = [name for name in choice if name not in self.config.allow]
         if wrong or len(choice) != len(self.channels):
             raise ValueError(f"regimes {', '.join(choice)} for {len(self.channels)} buckets")
+        # All of them, so that each finds what it had kept, also where it is not in use now.
+        for name in self.config.allow:
+            self._regime(settings_of(self.config, name))
         self.planner.go_on(step, [settings_of(self.config, name) for name in choice])
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:

@@ -30,9 +30,11 @@ RECENT = 20  # exchanges whose median stands for the present
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Hands:
-    """What the planner can ask for, each collective: the network, whether it is still the same, the stages of all
-    buckets under some settings (in channel order), and to go on with settings."""
+    """What the planner can ask for: the candidates, in the order in which a tie goes, and the sizes of the buckets;
+    and, each collective, the network, whether it is still the same, the stages of all buckets under some settings (in
+    channel order), and to go on with settings."""
 
+    ways: Callable[[], Sequence[Candidate]]
     measure: Callable[[], Network]
     probe: Callable[[Network], Network]
     stages: Callable[[Sequence[Exchange], Network], list[Stages]]
@@ -44,14 +46,10 @@ class Planner:
     """Call `begin` before the first exchange, `exchanged` after every one, on all ranks alike, and `changed` when the
     update sets have changed. It calibrates anew when a mask update, or `replan` exchanges without one, show that
     links, step times or update sets are no longer those that it has decided on.
-
-    `ways` are the candidates, in the order in which a tie goes.
     """
 
-    def __init__(
-        self, ways: Sequence[Candidate], hands: Hands, transport: Transport, compute: Compute, replan: int
-    ) -> None:
-        self.ways = tuple(ways)
+    def __init__(self, hands: Hands, transport: Transport, compute: Compute, replan: int) -> None:
+        self.ways: tuple[Candidate, ...] = ()
         self.hands = hands
         self.transport = transport
         self.compute = compute
@@ -62,7 +60,6 @@ class Planner:
         self.due = False
         self.begun = False
         self._network = Network(latency_s=0.0, reduce_rate=1.0, gather_rate=1.0)
-        self._chosen = self.ways[0]
         self._decided: tuple[Candidate, ...] = ()  # the ways as they were at the last decision
         self._planned = 0  # when the last look was taken
         self._note = ""  # why there is a new plan
@@ -82,9 +79,10 @@ class Planner:
         self.begun = True
         self._network = self.hands.measure()
         self._planned, self.due = self.count, False
-        ways = [way for way in self.ways if way.name != MIXED]
+        ways = self.hands.ways()
         self.ways = tuple(self._predicted(way, 0.0) for way in [*ways, *self._mixed(ways)])
-        self._adopt(choose(self.ways)[0])
+        self._chosen = choose(self.ways)[0]
+        self._adopt(self._chosen)
         self._watching = SETTLE + WATCHED
 
     def go_on(self, count: int, settings: Sequence[Exchange]) -> None:
@@ -93,6 +91,7 @@ class Planner:
         self.count = self._planned = count
         self._network = self.hands.measure()
         self.due = False
+        self.ways = tuple(self.hands.ways())
         names = [each.regime for each in settings]
         uniform = [way for way in self.ways if [each.regime for each in way.settings] == names]
         self._chosen = (

@@ -152,3 +152,35 @@ def resumed(world: World) -> bool:
 
 def test_a_resumed_run_goes_on_with_its_choice():
     assert all(Simulation(2).run(functools.partial(resumed)))
+
+
+def test_packed_is_a_candidate_only_where_something_is_masked():
+    exchange = alone(World())
+    exchange.aggregate(gradients(0, 0))
+    assert exchange.planner is not None
+    assert {way.name for way in exchange.planner.ways} - {"mixed"} == {"dense", "sparse", "lowrank"}
+    masked = alone(World())
+    masked.set_masks(mask(), 1)
+    masked.aggregate(gradients(0, 0))
+    assert masked.planner is not None and "packed" in {way.name for way in masked.planner.ways}
+
+
+def test_a_resumed_run_keeps_what_a_regime_that_is_not_in_use_had_learned():
+    first = alone(World())
+    first.planner = None
+    first.set_regimes([settings_of(first.config, "lowrank")] * 2)
+    first.aggregate(gradients(0, 0))
+    second = alone(World())
+    second.go_on(1, ["sparse", "sparse"])
+    second.load_state(first.state())
+    learned = {key for key in second.state() if key.startswith("factor/")}
+    assert learned == {"factor/a", "factor/b"}
+
+
+def test_settings_that_make_no_sense_are_refused():
+    exchange = alone(World())
+    wrong = dataclasses.replace(
+        settings_of(exchange.config, "sparse"), collective=config(collective="packed").collective
+    )
+    with pytest.raises(JobError, match="sends no places"):
+        exchange.set_regimes([wrong] * 2)

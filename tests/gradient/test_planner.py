@@ -39,8 +39,9 @@ class Ground:
         sent = self.bytes[settings[0].regime]
         return [Stages(select_s=0.0, merge_s=0.0, volume=Volume(sent * size / sum(SIZES), 0.0)) for size in self.active]
 
-    def hands(self):
+    def hands(self, ways):
         return Hands(
+            ways=lambda: ways,
             measure=self.measure,
             probe=lambda before: self.network,
             stages=self.stages,
@@ -63,7 +64,7 @@ def planner(ground, *names, factors=None, replan=1000):
         )
         for name in names
     ]
-    made = Planner(ways, ground.hands(), Alone(), Compute(seconds=0.0, spare=1.0), replan)
+    made = Planner(ground.hands(ways), Alone(), Compute(seconds=0.0, spare=1.0), replan)
     made.begin()
     return made
 
@@ -148,7 +149,7 @@ def test_other_links_are_told_of_where_the_way_stays():
 def test_a_run_goes_on_with_its_choice():
     ground = Ground(rate=1e5)
     plan = planner(ground, "dense", "sparse")
-    resumed = Planner(plan.ways, ground.hands(), Alone(), Compute(seconds=0.0, spare=1.0), 1000)
+    resumed = Planner(ground.hands(plan.ways), Alone(), Compute(seconds=0.0, spare=1.0), 1000)
     resumed.go_on(50, [Exchange(regime="sparse")] * 2)
     assert resumed.settled and ground.now == "sparse"
     go(resumed, ground, 30)
