@@ -149,6 +149,13 @@ class Channel:
                 part.copy_(saved)
             store.write(whole)
 
+    def edges(self) -> list[int]:
+        """Return where each tensor begins, in U-coordinates, and where the last one ends."""
+        starts = torch.tensor([*self.bucket.starts, self.bucket.size], device=self.device)
+        if self.active is not None:
+            starts = torch.searchsorted(self.active, starts)
+        return starts.tolist()
+
     def nbytes(self) -> int:
         """Return the bytes of kept state and of the buffers that stay allocated."""
         kept = sum(store.nbytes() for store in self.kept.values())
@@ -158,8 +165,5 @@ class Channel:
         return self._free.pop() if self._free else torch.empty(self.size, dtype=torch.float32, device=self.device)
 
     def _by_name(self, flat: Tensor) -> dict[str, Tensor]:
-        starts = torch.tensor([*self.bucket.starts, self.bucket.size], device=self.device)
-        if self.active is not None:
-            starts = torch.searchsorted(self.active, starts)
-        edges = starts.tolist()
+        edges = self.edges()
         return {name: flat[edges[i] : edges[i + 1]] for i, name in enumerate(self.bucket.names)}

@@ -9,7 +9,7 @@ from typing import Any
 
 from sparsetrain.config.errors import JobError
 from sparsetrain.config.job import Job
-from sparsetrain.config.load import read_yaml, to_tree
+from sparsetrain.config.load import parse, read_yaml, to_tree
 
 # What may change when a run is continued: how far, where, and what is written down.
 FREE = ("train.steps", "log.", "checkpoint.", "cluster.")
@@ -43,7 +43,8 @@ def trained(folder: pathlib.Path) -> bool:
 
 
 def stored_tree(folder: pathlib.Path) -> dict[str, Any] | None:
-    """Return the job of a run folder, or None when there is none. Raises JobError when it cannot be read."""
+    """Return the job of a run folder, or None when there is none; what a release before ours did not know stands at its
+    default. Raises JobError when it cannot be read."""
     path = folder / "job.yaml"
     if not path.is_file():
         return None
@@ -54,7 +55,10 @@ def stored_tree(folder: pathlib.Path) -> dict[str, Any] | None:
     tree = read_yaml(text, str(path))
     if not isinstance(tree, dict):
         raise JobError(f"{path}: a job file holds a mapping")
-    return tree
+    try:
+        return to_tree(parse(tree))
+    except JobError:
+        return tree  # a comparison with ours names what is wrong
 
 
 def status(folder: pathlib.Path) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import dataclasses
 import inspect
 import itertools
+import typing
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from sparsetrain.collective.world import World
 from sparsetrain.config.check import check_exchange
 from sparsetrain.config.component import adapter
 from sparsetrain.config.errors import JobError
-from sparsetrain.config.job import Exchange, Job
+from sparsetrain.config.job import Exchange, Job, RegimeName
 from sparsetrain.config.load import to_tree
 from sparsetrain.gradient.exchange import GradientExchange
 
@@ -160,6 +161,32 @@ def test_an_exchange_keeps_its_invariant_and_gives_all_ranks_the_same_bits(group
             check_invariants(ranks, config.error_feedback.name, active)
 
 
+REGIMES = [each for each in typing.get_args(RegimeName) if each != "sparse"]
+
+
+def whole(regime: str, feedback: str, values: str, **options) -> Exchange:
+    """Return a configuration whose regime chooses no places; factors of rank 1 are worth it for both tensors."""
+    return exchange_config(("topk", feedback, "allgather", "auto", values), regime=regime, rank=1, **options)
+
+
+@pytest.mark.parametrize("regime", REGIMES)
+def test_a_regime_keeps_the_invariant_of_every_feedback_that_it_takes(regime):
+    active, taken = draw_masks(), []
+    for feedback, values in itertools.product(registry.names("error_feedback"), registry.names("value_code")):
+        config = whole(regime, feedback, values, overlap=False)
+        try:
+            check_exchange(config)
+        except JobError:
+            with pytest.raises(JobError, match=r"^exchange\.\w+: .*allowed: "):
+                GradientExchange(config, SHAPES, World(), 1)
+            continue
+        taken.append(feedback)
+        for size in (1, 3):
+            ranks = Simulation(size).run(lambda world, config=config: run_exchange(world, config, active, 3))
+            check_invariants(ranks, feedback, active)
+    assert {"ef14", "none"} <= set(taken)
+
+
 def test_combinations_that_make_no_sense_are_refused_with_the_reason():
     refused = [combination for combination in PRODUCT if combination not in set(ALLOWED)]
     assert refused
@@ -182,11 +209,15 @@ def pairwise() -> list[tuple[str, ...]]:
     return chosen
 
 
-def run_all(world: World) -> list:
-    active = draw_masks()
+def configs() -> list[Exchange]:
     return [
-        run_exchange(world, exchange_config(each, overlap=n % 2 == 0), active, 2) for n, each in enumerate(pairwise())
+        *(exchange_config(each, overlap=n % 2 == 0) for n, each in enumerate(pairwise())),
+        *(whole(regime, "ef14", "fp32", overlap=overlap) for regime in REGIMES for overlap in (True, False)),
     ]
+
+
+def run_all(world: World) -> list:
+    return [run_exchange(world, each, draw_masks(), 2) for each in configs()]
 
 
 @pytest.mark.timeout(240)
@@ -198,9 +229,9 @@ def run_all(world: World) -> list:
 def test_real_ranks_give_the_bits_of_the_simulated_world(ranks_of):
     real = ranks_of(2, run_all)
     simulated = Simulation(2).run(run_all)
-    for n, combination in enumerate(pairwise()):
-        check_invariants([rank[n] for rank in real], combination[1], draw_masks())
+    for n, config in enumerate(configs()):
+        check_invariants([rank[n] for rank in real], config.error_feedback.name, draw_masks())
         for rank in range(2):
             for (_, mean, kept), (_, expected, state) in zip(real[rank][n], simulated[rank][n], strict=True):
-                assert all(torch.equal(mean[name], expected[name]) for name in expected), combination
-                assert all(torch.equal(kept[key], state[key]) for key in state), combination
+                assert all(torch.equal(mean[name], expected[name]) for name in expected), config
+                assert all(torch.equal(kept[key], state[key]) for key in state), config

@@ -41,6 +41,19 @@ def test_another_job_is_refused_by_the_first_path_that_differs(job: Job) -> None
         existing.finished(changed(job, batch_size=3), folder)
 
 
+def test_a_run_from_before_a_setting_was_there_has_its_default(job: Job) -> None:
+    folder = record.run_folder(job)
+    record.begin(job, folder, {})
+    (folder / "metrics.jsonl").write_text("{}\n")
+    record.end(folder, "finished", result={"steps": 10})
+    path = folder / "job.yaml"
+    path.write_text(path.read_text().replace("  rank: 4\n", ""))
+    assert "rank:" not in path.read_text() and existing.finished(job, folder)
+    path.write_text(path.read_text().replace("  replan:", "  replanned:"))
+    with pytest.raises(JobError, match=r"^exchange\.repl"):
+        existing.finished(job, folder)
+
+
 def test_a_job_that_was_refused_before_it_trained_does_not_keep_its_name(job: Job) -> None:
     folder = record.run_folder(job)
     record.begin(job, folder, {})

@@ -16,11 +16,10 @@ from sparsetrain.collective.world import World
 from sparsetrain.config.job import Exchange
 from sparsetrain.gradient.channel import Channel
 from sparsetrain.gradient.feedback.base import Feedback
-from sparsetrain.gradient.layout import Bucket
 from sparsetrain.gradient.regimes.base import Regime, Turn
 
 FACTOR = "factor/"  # before the names of the right factors in a state
-WORTH = 0.5  # both factors together must be shorter than this share of the matrix
+WORTH = 0.5  # both factors together must be shorter than this share of the matrix's active coordinates
 FLAT = 1e-6  # of its length, below which a column of a factor is made of others
 
 
@@ -41,11 +40,13 @@ class Matrix:
 
 @dataclasses.dataclass(frozen=True)
 class Factors:
-    """What is sent first: all left factors end to end, then what travels whole. `acc` is the bucket in full shape."""
+    """What is sent first: all left factors end to end, then what travels whole. `acc` is the bucket in full shape;
+    `rights` numbers follow in the second message."""
 
     left: Tensor
     acc: Tensor
     finite: bool
+    rights: int
 
 
 class LowRankRegime(Regime):
@@ -54,9 +55,9 @@ class LowRankRegime(Regime):
     The residual is M - P Q' with this rank's own Q (algorithm 2's error of what the rank has sent, rather than of the
     mean): its mean over ranks is the same, and what only tells ranks apart does not pile up in it. The right factors
     are kept: each step is one more power iteration on matrices that change slowly (warm start, section 4.2). Tensors
-    that two factors would not shorten travel whole. All ranks hold the same bits where their processors are of a kind:
-    both factors come out of an all-reduce, and what is made of them is the same arithmetic. They are held transposed,
-    which makes products with few columns two to three times quicker.
+    that two factors would not shorten travel whole, their active coordinates alone. All ranks hold the same bits where
+    their processors are of a kind: both factors come out of an all-reduce, and what is made of them is the same
+    arithmetic. They are held transposed, which makes products with few columns two to three times quicker.
     """
 
     reduces = True
@@ -71,28 +72,41 @@ class LowRankRegime(Regime):
 
     def select(self, channel: Channel, gradients: Mapping[str, Tensor], turn: Turn) -> Factors:
         """See Regime: P' = Q' M'."""
-        channel.take(gradients, turn.factor)
-        if self.keeps:
-            residual = channel.read("residual")
-            channel.buffer.add_(residual if self.decay == 1.0 else residual * self.decay)
+        self._compensate(channel, gradients, turn)
         finite = bool(torch.isfinite(channel.buffer.sum())) or bool(torch.isfinite(channel.buffer).all())
         acc = channel.buffer
         if channel.active is not None:
             acc = channel.flat.zero_()
             acc[channel.active] = channel.buffer
-        matrices, wholes = plan(channel.bucket, self.rank)
-        left = torch.empty(_left(matrices) + sum(length for _, length in wholes), device=channel.device)
+        matrices, wholes = plan(channel, self.rank)
+        left = torch.empty(_left(matrices) + _length(wholes), device=channel.device)
         for matrix, part in zip(matrices, _parts(left, [(m.rank, m.rows) for m in matrices]), strict=True):
             torch.mm(self._right(matrix, channel.device), matrix.view(acc).t(), out=part)
         at = _left(matrices)
-        for start, length in wholes:
-            left[at : at + length] = acc[start : start + length]
-            at += length
-        return Factors(left, acc, finite)
+        for part in wholes:
+            left[at : at + part.stop - part.start] = channel.buffer[part]
+            at += part.stop - part.start
+        return Factors(left, acc, finite, _right(matrices))
+
+    def _compensate(self, channel: Channel, gradients: Mapping[str, Tensor], turn: Turn) -> None:
+        """Make the channel's buffer residual + gradient, in one pass where the gradients can be read as they lie."""
+        plain = self.keeps and self.decay == 1.0 and turn.factor == 1.0
+        parts = channel.parts(gradients) if plain else ()
+        if parts:
+            channel.reserve()
+            sizes = [part.numel() for part in parts]
+            old, new = channel.read("residual").split(sizes), channel.buffer.split(sizes)
+            for residual, part, out in zip(old, parts, new, strict=True):
+                torch.add(residual, part.view(-1), out=out)
+            return
+        channel.take(gradients, turn.factor)
+        if self.keeps:
+            residual = channel.read("residual")
+            channel.buffer.add_(residual if self.decay == 1.0 else residual * self.decay)
 
     def communicate(self, channel: Channel, chosen: Factors, turn: Turn, world: World) -> Outcome:
         """See Regime: two all-reduces, P's and Q's."""
-        matrices, wholes = plan(channel.bucket, self.rank)
+        matrices, wholes = plan(channel, self.rank)
         left, acc = chosen.left, chosen.acc
         if not chosen.finite:
             left.fill_(float("nan"))
@@ -100,26 +114,26 @@ class LowRankRegime(Regime):
             return Outcome(finite=False)
         lefts = _parts(left, [(m.rank, m.rows) for m in matrices])
         orthonormalise(lefts)
-        right = torch.empty(sum(m.columns * m.rank for m in matrices), device=channel.device)
+        right = torch.empty(chosen.rights, device=channel.device)
         rights = _parts(right, [(m.rank, m.columns) for m in matrices])
         for matrix, one, other in zip(matrices, lefts, rights, strict=True):
-            torch.mm(one, matrix.view(acc), out=other)
-        own = [each.clone() for each in rights]
-        if not _mean(right, world):
+            whole = matrix.view(acc)
+            torch.mm(one, whole, out=other)
+            if self.keeps:  # here, while the matrix is in the cache
+                whole.addmm_(one.t(), other, alpha=-1.0)
+        if matrices and not _mean(right, world):
             return Outcome(finite=False)
-        for matrix, one, mine in zip(matrices, lefts, own, strict=True):
-            torch.addmm(matrix.view(acc), one.t(), mine, alpha=-1.0, out=matrix.view(acc))
-        for start, length in wholes:
-            acc[start : start + length].zero_()
-        self._keep(channel, acc)
+        self._keep(channel, acc, wholes)
         self._spread(channel, matrices, wholes, lefts, rights, left[_left(matrices) :])
         self.staged[channel.index] = dict(zip([m.name for m in matrices], rights, strict=True))
         return Outcome()
 
-    def _keep(self, channel: Channel, acc: Tensor) -> None:
+    def _keep(self, channel: Channel, acc: Tensor, wholes: list[slice]) -> None:
         """Stage what did not arrive; nothing lives outside the update set."""
         if channel.active is not None:
             torch.index_select(acc, 0, channel.active, out=channel.buffer)
+        for part in wholes:
+            channel.buffer[part].zero_()
         if self.keeps:
             channel.stage("residual", channel.buffer)
         else:
@@ -129,7 +143,7 @@ class LowRankRegime(Regime):
         self,
         channel: Channel,
         matrices: list[Matrix],
-        wholes: list[tuple[int, int]],
+        wholes: list[slice],
         lefts: list[Tensor],
         rights: list[Tensor],
         whole: Tensor,
@@ -138,12 +152,12 @@ class LowRankRegime(Regime):
         out = channel.mean if channel.active is None else channel.flat
         for matrix, one, other in zip(matrices, lefts, rights, strict=True):
             torch.mm(one.t(), other, out=matrix.view(out))
-        at = 0
-        for start, length in wholes:
-            out[start : start + length] = whole[at : at + length]
-            at += length
         if channel.active is not None:
             torch.index_select(channel.flat, 0, channel.active, out=channel.mean)
+        at = 0
+        for part in wholes:
+            channel.mean[part] = whole[at : at + part.stop - part.start]
+            at += part.stop - part.start
 
     def commit(self, channel: Channel) -> None:
         """See Regime. A column of zeros would stay one for ever: it begins anew."""
@@ -156,13 +170,13 @@ class LowRankRegime(Regime):
 
     def sent(self, chosen: Factors) -> tuple[int, float]:
         """See Regime. What the factors hold of the squared norm shows only when they have arrived."""
-        return chosen.left.numel(), float("nan")
+        return chosen.left.numel() + chosen.rights, float("nan")
 
     def volume(self, channel: Channel, ranks: int, density: float) -> Volume:
-        """See Regime: both factors and what travels whole, 2 (P-1)/P each, and 4 (P-1) latencies."""
-        matrices, wholes = plan(channel.bucket, self.rank)
-        numbers = sum((m.rows + m.columns) * m.rank for m in matrices) + sum(length for _, length in wholes)
-        return Volume(2 * 4 * numbers * (ranks - 1) / ranks, 4 * (ranks - 1))
+        """See Regime: both factors and what travels whole, 2 (P-1)/P each, and 2 (P-1) latencies a message."""
+        matrices, wholes = plan(channel, self.rank)
+        numbers = _left(matrices) + _right(matrices) + _length(wholes)
+        return Volume(2 * 4 * numbers * (ranks - 1) / ranks, (4 if matrices else 2) * (ranks - 1))
 
     def state(self) -> dict[str, Tensor]:
         """See Regime: the right factors."""
@@ -186,16 +200,18 @@ class LowRankRegime(Regime):
         return found
 
 
-def plan(bucket: Bucket, rank: int) -> tuple[list[Matrix], list[tuple[int, int]]]:
-    """Return the matrices of a bucket, and (start, length) of the tensors that travel whole."""
+def plan(channel: Channel, rank: int) -> tuple[list[Matrix], list[slice]]:
+    """Return the matrices of a bucket, and the ranges of the tensors that travel whole, in U-coordinates: the same on
+    all ranks, whose update sets are the same. The sparser a tensor, the less there is for two factors to shorten."""
+    bucket, edges = channel.bucket, channel.edges()
     matrices, wholes = [], []
-    for name, shape, begin in zip(bucket.names, bucket.shapes, bucket.starts, strict=True):
+    for at, (name, shape, begin) in enumerate(zip(bucket.names, bucket.shapes, bucket.starts, strict=True)):
         rows, columns = shape[0], math.prod(shape[1:])
         r = min(rank, rows, columns)
-        if len(shape) > 1 and r * (rows + columns) < WORTH * rows * columns:
+        if len(shape) > 1 and r * (rows + columns) < WORTH * (edges[at + 1] - edges[at]):
             matrices.append(Matrix(name, begin, rows, columns, r))
         else:
-            wholes.append((begin, math.prod(shape)))
+            wholes.append(slice(edges[at], edges[at + 1]))
     return matrices, wholes
 
 
@@ -236,6 +252,14 @@ def _parts(flat: Tensor, shapes: list[tuple[int, int]]) -> list[Tensor]:
 
 def _left(matrices: list[Matrix]) -> int:
     return sum(m.rows * m.rank for m in matrices)
+
+
+def _right(matrices: list[Matrix]) -> int:
+    return sum(m.columns * m.rank for m in matrices)
+
+
+def _length(parts: list[slice]) -> int:
+    return sum(part.stop - part.start for part in parts)
 
 
 def _mean(flat: Tensor, world: World) -> bool:

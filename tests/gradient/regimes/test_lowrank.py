@@ -12,6 +12,7 @@ from sparsetrain.collective.world import World
 from sparsetrain.config.component import adapter
 from sparsetrain.config.errors import JobError
 from sparsetrain.config.job import Exchange
+from sparsetrain.gradient.channel import Channel
 from sparsetrain.gradient.exchange import GradientExchange
 from sparsetrain.gradient.layout import Bucket
 from sparsetrain.gradient.regimes.lowrank import orthonormalise, plan, start
@@ -243,9 +244,14 @@ def test_columns_are_orthonormal(rows, rank):
 
 def test_what_two_factors_would_not_shorten_travels_whole():
     bucket = Bucket.of([("wide", (100, 100)), ("narrow", (100, 4)), ("vector", (50,))])
-    matrices, wholes = plan(bucket, 4)
+    channel = Channel(0, bucket, torch.device("cpu"))
+    matrices, wholes = plan(channel, 4)
     assert [each.name for each in matrices] == ["wide"]
-    assert wholes == [(10_000, 400), (10_400, 50)]
+    assert wholes == [slice(10_000, 10_400), slice(10_400, 10_450)]
+    sparse = torch.zeros(100, 100, dtype=torch.bool)
+    sparse[:, :15] = True
+    channel.set_masks({"wide": sparse})
+    assert plan(channel, 4) == ([], [slice(0, 1500), slice(1500, 1900), slice(1900, 1950)])
 
 
 @pytest.mark.parametrize("feedback", ["dgc", "ef21", "ef21_sgdm"])
