@@ -1,8 +1,9 @@
 """`bench auto`: does the planner take the way that turns out best, over links of several rates?
 
-A cell is a rate, a number of hosts and a sparsity of the weights. In each, whole training steps of a GPT take turns:
-one candidate for every regime, and `auto`, which has settled on one of them before. All regimes count as good per step,
-so what is judged is the choice by time alone.
+A cell is a rate, a number of hosts and a sparsity of the weights, or the same with links that change their rate when
+the planner has settled: then it goes on until it has noticed and settled again. In each, whole training steps of a GPT
+take turns: one candidate for every regime, and `auto`, which has settled on one of them before. All regimes count as
+good per step, so what is judged is the choice by time alone.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ COLUMNS = (
     "over_dense",
     "link_mbit",
 )
+CHANGED = ("then", "noticed_after", "took_before")  # columns where links have changed
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -46,10 +48,11 @@ class Plan:
     allow: tuple[str, ...] = (DENSE, "packed", "sparse", "lowrank")
     steps: int = 5
     rounds: int = 5
+    replan: int = 50
 
     def __post_init__(self) -> None:
         """Raise ValueError where a number makes no sense."""
-        sizes = (self.layers, self.width, self.context, self.batch, self.rank, self.steps, self.rounds)
+        sizes = (self.layers, self.width, self.context, self.batch, self.rank, self.steps, self.rounds, self.replan)
         if min(sizes) < 1 or self.width % 4 or not 0 < self.density <= 1 or not 0 <= self.sparsity < 1:
             raise ValueError(
                 "want counts of at least 1, a width that 4 divides, a density in (0, 1], a sparsity in [0, 1)"
@@ -64,8 +67,10 @@ def cells(rates: Sequence[str], hosts: Sequence[int], sparsities: Sequence[float
 def measure(ranks: Ranks, plan: Plan) -> dict[str, Any]:
     """Return the row of one cell with COLUMNS, the decision of the planner and the weights of the model.
 
-    `over_best` and `over_dense` are auto's seconds over those of the best regime and of dense, medians over rounds.
-    Raises RankFailed, and HostsUnavailable where there can be no hosts; nothing is left running then.
+    Where links change, times are those after it, and CHANGED are there too: the other rate, the exchanges until the
+    planner had noticed (None: it had not within three times `replan`), and what it took before. `over_best` and
+    `over_dense` are auto's seconds over those of the best regime and of dense, medians over rounds. Raises RankFailed,
+    and HostsUnavailable where there can be no hosts; nothing is left running then.
     """
     figures = run(ranks, "sparsetrain.bench.auto_rank", dataclasses.asdict(plan))
     names = list(figures[0]["seconds"])
@@ -83,6 +88,7 @@ def measure(ranks: Ranks, plan: Plan) -> dict[str, Any]:
         "over_best": table.ratio(slowest, best)[AUTO],
         "over_dense": table.ratio(slowest, DENSE)[AUTO],
         "link_mbit": decision["network"]["gather_rate"] * 8e-6,
+        **({"then": ranks.then, **figures[0]["change"]} if ranks.then else {}),
         "why": decision["why"],
         "weights": figures[0]["weights"],
     }
@@ -94,4 +100,5 @@ def show(rows: Sequence[Mapping[str, Any]], plan: Plan) -> str:
         f"GPT of {rows[0]['weights']} weights, batch {plan.batch} x {plan.context}, density {plan.density:g}, "
         f"rank {plan.rank}, {plan.rounds} rounds of {plan.steps} steps"
     )
-    return f"{heading}\n{table.render(rows, COLUMNS)}"
+    more = [name for name in CHANGED if name in rows[0]]
+    return f"{heading}\n{table.render(rows, (*more, *COLUMNS))}"

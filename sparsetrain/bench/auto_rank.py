@@ -7,6 +7,8 @@ import pathlib
 import sys
 from typing import Any
 
+import torch.distributed as dist
+
 from sparsetrain.bench.auto import AUTO, Plan
 from sparsetrain.bench.rank import Way, serve
 from sparsetrain.bench.ranks import Place
@@ -17,8 +19,10 @@ from sparsetrain.config.load import load_job
 from sparsetrain.engine.matmul import prefer_fast_matmul
 from sparsetrain.engine.state import build
 from sparsetrain.engine.trainer import Trainer
+from sparsetrain.gradient.planner import Planner
 
 SETTLED_WITHIN = 200  # steps
+SEEN = 10  # steps with the settled choice before links change: the planner has to know what steps take
 
 
 def job_of(plan: Plan, regime: str) -> Job:
@@ -27,7 +31,7 @@ def job_of(plan: Plan, regime: str) -> Job:
         f"model.layers={plan.layers} model.width={plan.width} model.context={plan.context}",
         f"data.context={plan.context} train.batch_size={plan.batch} train.steps=1000000 log.wandb.mode=disabled",
         f"exchange.regime={regime} exchange.every=1 exchange.density={plan.density} exchange.rank={plan.rank}",
-        f"exchange.allow=[{','.join(plan.allow)}]",
+        f"exchange.allow=[{','.join(plan.allow)}] exchange.replan={plan.replan}",
         'exchange.steps_factor={"dense":1.0}',  # what is not named counts as one too
     ]
     if plan.sparsity:
@@ -48,10 +52,8 @@ def measure(place: Place, plan: Plan, way: Way) -> dict[str, Any]:
             trainers[name] = Trainer(state, pathlib.Path(), lambda line: None)
         automatic = trainers[AUTO].state.exchange
         assert automatic.planner is not None
-        for _ in range(SETTLED_WITHIN):
-            if automatic.planner.settled:
-                break
-            trainers[AUTO].train_step()
+        settle(trainers[AUTO], automatic.planner)
+        change = changed(place, trainers[AUTO], automatic.planner, 3 * plan.replan) if place.change else None
         seconds: dict[str, list[float]] = {name: [] for name in trainers}
         for turn in range(1 + plan.rounds):
             for name, trainer in trainers.items():
@@ -59,7 +61,36 @@ def measure(place: Place, plan: Plan, way: Way) -> dict[str, Any]:
                 if turn:  # the first turn touches memory
                     seconds[name].append(spent)
         weights = sum(parameter.numel() for parameter in trainers[AUTO].state.parameters.values())
-        return {"seconds": seconds, "decision": automatic.planner.decisions[-1].row(), "weights": weights}
+        return {
+            "seconds": seconds,
+            "decision": automatic.planner.decisions[-1].row(),
+            "weights": weights,
+            "change": change,
+        }
+
+
+def settle(trainer: Trainer, planner: Planner) -> None:
+    """Train until the planner has settled, at most SETTLED_WITHIN steps. Collective."""
+    for _ in range(SETTLED_WITHIN):
+        if planner.settled:
+            break
+        trainer.train_step()
+
+
+def changed(place: Place, trainer: Trainer, planner: Planner, most: int) -> dict[str, Any]:
+    """Return what the planner took before links changed, and after how many exchanges it had noticed: None, if not
+    within `most`. It has settled again then. Collective."""
+    for _ in range(SEEN):
+        trainer.train_step()
+    before, began = planner.decisions[-1], trainer.state.exchange.step
+    dist.barrier()
+    place.ask_for_change()
+    while planner.settled and planner.decisions[-1] is before and trainer.state.exchange.step < began + most:
+        trainer.train_step()
+    noticed = not planner.settled or planner.decisions[-1] is not before
+    exchanges = trainer.state.exchange.step - began
+    settle(trainer, planner)
+    return {"took_before": before.chosen.name, "noticed_after": exchanges if noticed else None}
 
 
 if __name__ == "__main__":

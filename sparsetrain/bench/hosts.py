@@ -144,6 +144,20 @@ class Hosts:
             received_packets=received["packets"],
         )
 
+    def reshape(self, rate: str) -> None:
+        """Give all links another rate, as links.parse_rate reads it, while programs go on; delays stay.
+
+        Packets that wait in a queue are lost, as on a link that fails for a moment; TCP sends them again.
+        """
+        wanted = links.parse_rate(rate)
+        self._name(0)
+        for host in range(self.count):
+            for name, interface, delay in self._ends(host):
+                if self._rate is not None or delay is not None:
+                    links.unshape(name, interface)
+                links.shape(name, interface, wanted, delay)
+        self._rate = wanted
+
     def start(
         self,
         host: int,
@@ -176,6 +190,10 @@ class Hosts:
             raise IndexError(f"host {host} of {self.count}")
         return f"{self._prefix}h{host}"
 
+    def _ends(self, host: int) -> tuple[tuple[str, str, int | None], tuple[str, str, int | None]]:
+        """Return namespace, interface and delay of both ends of a host's cable."""
+        return (self._name(host), self.interface, self._delay_us), (f"{self._prefix}hub", f"port{host}", None)
+
     def _make(self) -> None:
         hub = f"{self._prefix}hub"
         command("ip", "netns", "add", hub)
@@ -187,8 +205,8 @@ class Hosts:
             command("ip", "netns", "add", name)
             links.bring_up(name, "lo")
             links.connect(name, self.interface, f"{self.address(host)}/{NETWORK.prefixlen}", hub, BRIDGE, port)
-            links.shape(name, self.interface, self._rate, self._delay_us)
-            links.shape(hub, port, self._rate, None)
+            for end, interface, delay in self._ends(host):
+                links.shape(end, interface, self._rate, delay)
         links.bring_up(hub, "lo")
         for host in range(self.count):
             links.wait_until_up(self._name(host), self.interface)

@@ -81,6 +81,11 @@ def shape(namespace: str, interface: str, rate: int | None, delay_us: int | None
         command(*qdisc, *parent, "tbf", "rate", f"{rate}bit", "burst", str(burst), "latency", QUEUE)
 
 
+def unshape(namespace: str, interface: str) -> None:
+    """Take rate and delay from an interface that has one of them."""
+    command("tc", "-n", namespace, "qdisc", "del", "dev", interface, "root")
+
+
 def whole_packets(namespace: str, interface: str, burst: int) -> None:
     """Let TCP hand over packets that fit into the bucket: cutting larger ones took a third of the processors' time."""
     size = str(min(burst, LARGEST_PACKET))

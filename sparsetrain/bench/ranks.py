@@ -34,6 +34,7 @@ MPI = {
 }
 TAIL = 12  # lines of a failed rank
 POLL_S = 0.1
+CHANGE_S = 30.0
 
 
 class RankFailed(RuntimeError):
@@ -44,11 +45,13 @@ class RankFailed(RuntimeError):
 class Ranks:
     """`hosts` ranks on links of `rate` ("100mbit", "none"), or plain processes when `loopback`.
 
-    No rank lives longer than `limit_s` seconds. MPI's ranks are started by mpiexec, on the loopback only.
+    `then` is the rate from when a rank asks for it (Place.ask_for_change). No rank lives longer than `limit_s` seconds. MPI's
+    ranks are started by mpiexec, on the loopback only.
     """
 
     hosts: int = 4
     rate: str = "100mbit"
+    then: str | None = None
     loopback: bool = False
     limit_s: float = 1800.0
     transport: str = "gloo"
@@ -60,6 +63,10 @@ class Ranks:
             raise ValueError("want at least 2 hosts and a second")
         if self.loopback and self.rate != "none":
             raise ValueError(f"rate {self.rate}: loopback has no rate; allowed: none")
+        if self.then is not None:
+            links.parse_rate(self.then)
+            if self.loopback:
+                raise ValueError(f"rate {self.then}: loopback has no rate that could change")
         if self.transport not in TRANSPORTS:
             raise ValueError(f"transport {self.transport}: no such transport; allowed: {', '.join(TRANSPORTS)}")
         if self.transport == "mpi" and not self.loopback:
@@ -74,7 +81,8 @@ class Ranks:
 class Place:
     """What every rank has to know; `limit_s` ends it whatever it does, `interface` is counted unless it is None.
 
-    Ranks find each other through the file `meet`, which all hosts share: a port could be taken before it is used.
+    Ranks find each other through the file `meet`, which all hosts share: a port could be taken before it is used. Where
+    links are to change, `change` names the file that asks for it.
     """
 
     rank: int
@@ -83,6 +91,19 @@ class Place:
     limit_s: float
     interface: str | None = None
     transport: str = "gloo"
+    change: str | None = None
+
+    def ask_for_change(self) -> None:
+        """Return when all links have their other rate. Raises RuntimeError where none is foreseen, or none comes."""
+        if self.change is None:
+            raise RuntimeError("these ranks have one rate only")
+        wanted, done = pathlib.Path(self.change), pathlib.Path(f"{self.change}.done")
+        wanted.touch()
+        deadline = time.monotonic() + CHANGE_S
+        while not done.exists():
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"links did not change within {CHANGE_S:g} s")
+            time.sleep(POLL_S)
 
 
 class Loopback:
@@ -137,7 +158,7 @@ def run(ranks: Ranks, module: str, plan: Mapping[str, Any]) -> list[dict[str, An
             ]
             programs = [[starter, *filter(None, together)]]
         processes = _start(hosts, programs, folder, MPI if starter else {})
-        _wait(ranks, processes, folder, stop)
+        _wait(ranks, processes, hosts, folder, stop)
         return [json.loads((folder / f"{rank}.figures").read_text()) for rank in range(ranks.hosts)]
 
 
@@ -162,6 +183,7 @@ def _programs(
             limit_s=ranks.limit_s,
             interface=counted,
             transport=ranks.transport,
+            change=None if ranks.then is None else str(folder / "change"),
         )
         (folder / f"{rank}.json").write_text(json.dumps({"place": dataclasses.asdict(place), "plan": dict(plan)}))
     return [[sys.executable, "-m", module, str(folder / f"{rank}.json")] for rank in range(ranks.hosts)]
@@ -178,12 +200,23 @@ def _start(
     return processes
 
 
-def _wait(ranks: Ranks, processes: Sequence[subprocess.Popen[str]], folder: pathlib.Path, stop: signals.Stop) -> None:
-    """Return when all ranks have ended well; raise RankFailed for the first that has not."""
+def _wait(
+    ranks: Ranks,
+    processes: Sequence[subprocess.Popen[str]],
+    hosts: Hosts | Loopback,
+    folder: pathlib.Path,
+    stop: signals.Stop,
+) -> None:
+    """Return when all ranks have ended well; raise RankFailed for the first that has not. Links change when asked."""
+    change, then = folder / "change", ranks.then
     deadline = time.monotonic() + ranks.limit_s + 10.0  # ranks end themselves first and say where they stood
     codes: list[int | None] = [None]
     while None in codes:
         stop.check()
+        if then is not None and isinstance(hosts, Hosts) and change.exists():
+            hosts.reshape(then)
+            pathlib.Path(f"{change}.done").touch()
+            then = None
         codes = [process.poll() for process in processes]
         for number, code in enumerate(codes):
             if code:

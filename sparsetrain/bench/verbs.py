@@ -195,6 +195,7 @@ def bench_step(
 @bench.command("auto")
 @click.option("--hosts", type=click.IntRange(2), multiple=True, default=(2, 4), show_default=True, help="Ranks.")
 @click.option("--rate", "rates", multiple=True, default=("none", "1gbit", "200mbit", "50mbit"), show_default=True)
+@click.option("--then", help="Rate that the links change to when the planner has settled.")
 @click.option("--sparsity", "sparsities", type=float, multiple=True, default=(0.0, 0.9), show_default=True)
 @click.option("--loopback", is_flag=True, help="Plain processes instead of network namespaces; needs no root.")
 @click.option("--layers", type=int, default=4, show_default=True, help="Of the GPT, 128 wide.")
@@ -208,6 +209,7 @@ def bench_step(
 def bench_auto(
     hosts: tuple[int, ...],
     rates: tuple[str, ...],
+    then: str | None,
     sparsities: tuple[float, ...],
     loopback: bool,
     layers: int,
@@ -225,7 +227,7 @@ def bench_auto(
     with _refusing("bench auto"):
         plans = [
             (
-                _ranks(count, None if loopback else rate, loopback, limit, 2),
+                _ranks(count, None if loopback else rate, loopback, limit, 2, then=then),
                 Plan(
                     layers=layers,
                     batch=batch,
@@ -301,7 +303,15 @@ def bench_volume(
         plot.volume(rows, picture)
 
 
-def _ranks(hosts: int, rate: str | None, loopback: bool, limit: float, default: int, transport: str = "gloo") -> Ranks:
+def _ranks(
+    hosts: int,
+    rate: str | None,
+    loopback: bool,
+    limit: float,
+    default: int,
+    transport: str = "gloo",
+    then: str | None = None,
+) -> Ranks:
     from sparsetrain.bench.ranks import Ranks
 
     loopback = loopback or hosts == 0
@@ -311,6 +321,7 @@ def _ranks(hosts: int, rate: str | None, loopback: bool, limit: float, default: 
         loopback=loopback,
         limit_s=limit,
         transport=transport,
+        then=then,
     )
 
 

@@ -9,7 +9,9 @@ from typing import Any
 from sparsetrain.config.job import Exchange
 from sparsetrain.gradient.cost import Network
 
-GAIN = 0.1  # by which a lossy way must be quicker to the same loss than one that loses nothing
+GAIN = 0.1  # by which a lossy way must be quicker to the same loss than dense
+NEAR = 0.03  # by which it must also be quicker than anything that loses nothing: no more than two medians differ by
+DENSE = "dense"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -79,20 +81,38 @@ class Decision:
 def choose(candidates: Sequence[Candidate]) -> tuple[Candidate, str]:
     """Return the candidate to take and the reason in words.
 
-    The quickest to equal loss wins; among those that lose something it must be quicker than the best that loses nothing
-    by GAIN, or the latter is taken. Candidates that were tried stand against each other; predictions decide only where
-    nothing was tried. Raises ValueError when there is none.
+    The quickest to equal loss wins. One that loses something must gain GAIN on dense (or, where dense is not allowed,
+    on the best that loses nothing) and be ahead of all that lose nothing by NEAR; else the best of these is taken.
+    Candidates that were tried stand against each other; predictions decide only where nothing was tried. Raises
+    ValueError when there is none.
     """
     tried = [each for each in candidates if each.measured_s is not None] or list(candidates)
     best = min(tried, key=lambda each: each.score)
     lossless = [each for each in tried if each.lossless] or [each for each in candidates if each.lossless]
-    safe = min(lossless, key=lambda each: each.score, default=best)
-    if not best.lossless and best.score > (1.0 - GAIN) * safe.score:
-        gain = 100 * (1.0 - best.score / safe.score)
-        if gain <= 0:
-            return safe, _against(safe, candidates)
-        return safe, f"since {best.name} would gain {gain:.0f} %, under {100 * GAIN:.0f} %"
+    if best.lossless or not lossless:
+        return best, _against(best, candidates)
+    safe = min(lossless, key=lambda each: each.score)
+    if best.score > limit(candidates, safe.score):
+        gain = 100 * (1.0 - best.score / plain(candidates, safe.score))
+        short = f"; {best.name} would gain {gain:.0f} %, under {100 * GAIN:.0f} %" if 0 < gain < 100 * GAIN else ""
+        return safe, _against(safe, candidates) + short
     return best, _against(best, candidates)
+
+
+def plain(candidates: Sequence[Candidate], safe: float) -> float:
+    """Return the score that a gain is counted from: dense's, or `safe` where dense is not among the candidates.
+
+    A prediction below what was tried is not believed.
+    """
+    dense = next((each for each in candidates if each.name == DENSE), None)
+    if dense is None:
+        return safe
+    return dense.score if dense.measured_s is not None else max(dense.score, safe)
+
+
+def limit(candidates: Sequence[Candidate], safe: float) -> float:
+    """Return the highest score with which a lossy way is taken; `safe`: the best of those that lose nothing."""
+    return min((1.0 - GAIN) * plain(candidates, safe), (1.0 - NEAR) * safe)
 
 
 def finalists(candidates: Sequence[Candidate], within: float, most: int) -> list[Candidate]:

@@ -15,16 +15,19 @@ import torch
 from sparsetrain.collective.transport import Transport
 from sparsetrain.config.job import Exchange
 from sparsetrain.gradient.cost import Compute, Network, Stages, alone_seconds, step_seconds
-from sparsetrain.gradient.decision import GAIN, Candidate, Decision, choose, finalists
+from sparsetrain.gradient.decision import Candidate, Decision, choose, finalists, limit
 
 MIXED = "mixed"  # the way in which buckets go by different regimes
 SETTLE = 1  # exchanges after a change of way that do not count: buffers are new
 WATCHED = 3  # exchanges that say how long computing takes
 TRIES = 3  # exchanges of one turn of a trial
 TURNS = 2  # of every finalist
+MORE = 3  # more turns of those that then are within CLOSE of the best
+CLOSE = 0.1
 WITHIN, MOST = 1.3, 4  # of the best prediction; finalists
 DRIFT = 2.0  # by which links or step times must have changed to be worth a word
 BETTER = 0.2  # by which the prediction of another way must be the better one to be tried
+NOISE = 0.05  # by which what loses too much must miss the limit to be given up
 RECENT = 20  # exchanges whose median stands for the present
 
 
@@ -142,6 +145,11 @@ class Planner:
         """Book a tried exchange; go on with the next finalist, or decide."""
         if not trial.book(self._intervals[-1]):
             return
+        if trial.over and not trial.longer:
+            found = {name: self._agreed(times) for name, times in trial.seconds.items()}
+            scores = {way.name: found[way.name] * way.steps_factor for way in trial.ways}
+            bound = (1.0 + CLOSE) * min(scores.values())
+            trial.go_on([way for way in trial.ways if scores[way.name] <= bound])
         if not trial.over:
             self._adopt(trial.way)
             return
@@ -188,9 +196,10 @@ class Planner:
         scores = {way.name: self._corrected(way) for way in ways}
         best = min(scores, key=scores.__getitem__)
         # What loses nothing need not be better, only about as good.
-        safe = min((scores[way.name] for way in ways if way.lossless), default=float("inf"))
+        now_so = [dataclasses.replace(way, predicted_s=scores[way.name] / way.steps_factor) for way in ways]
+        safe = min((way.score for way in now_so if way.lossless), default=float("inf"))
         better = scores[best] < (1.0 - BETTER) * scores[chosen.name]
-        if better or (not chosen.lossless and (1.0 - GAIN / 2) * safe <= scores[chosen.name]):
+        if better or (not chosen.lossless and (1.0 + NOISE) * limit(now_so, safe) <= scores[chosen.name]):
             self._note = note or "predictions have changed: "
         elif _differ(step_s, expected, DRIFT):
             self._note = note or f"steps of {step_s * 1e3:.3g} ms, no longer {expected * 1e3:.3g}: "
@@ -252,10 +261,18 @@ class _Trial:
     """Turns of the finalists: in each, SETTLE exchanges that do not count and TRIES that do."""
 
     def __init__(self, ways: Sequence[Candidate]) -> None:
+        self.ways = ways
         self.order = [way for _ in range(TURNS) for way in ways]
         self.seconds: dict[str, list[float]] = {way.name: [] for way in ways}
         self.turn = 0
         self.seen = 0
+        self.longer = False  # whether some have got more turns
+
+    def go_on(self, ways: Sequence[Candidate]) -> None:
+        """Give MORE turns to these, unless there is only one."""
+        self.longer = True
+        if len(ways) > 1:
+            self.order += [way for _ in range(MORE) for way in ways]
 
     @property
     def way(self) -> Candidate:

@@ -34,9 +34,27 @@ def test_a_slow_link_is_measured_and_never_taken_densely():
     assert row["over_dense"] < 0.7
 
 
+@pytest.mark.netns
+@pytest.mark.timeout(150)
+@pytest.mark.parametrize(("rate", "then"), [("300mbit", "30mbit"), ("20mbit", "200mbit")])
+def test_links_that_change_by_ten_are_noticed_at_the_next_look(rate, then):
+    if reason := Hosts.missing():
+        pytest.skip(reason)
+    plan = Plan(**SMALL | {"width": 256, "rounds": 1}, replan=20)
+    row = measure(Ranks(hosts=2, rate=rate, then=then, limit_s=120), plan)
+    assert row["noticed_after"] <= plan.replan + 1
+    assert row["why"].startswith("links of ") and ", no longer " in row["why"]
+    assert 0.7 < row["link_mbit"] / int(then.removesuffix("mbit")) < 1.3
+    assert row["took"] in ("sparse", "lowrank") or then == "200mbit"
+    assert row["over_dense"] < 1.1
+    assert f"{then}" in show([row], plan)
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
+        (["--then", "fast"], "rate 'fast'"),
+        (["--then", "1gbit", "--loopback"], "no rate that could change"),
         (["--rate", "fast"], "rate"),
         (["--sparsity", "1"], "sparsity in [0, 1)"),
         (["--density", "0"], "density in (0, 1]"),

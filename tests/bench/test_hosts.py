@@ -57,6 +57,7 @@ HOLD = """
 import signal, sys, time
 from sparsetrain.bench.hosts import Hosts
 signal.signal(signal.SIGHUP, signal.SIG_DFL)  # whatever the tests were started with
+signal.signal(signal.SIGINT, signal.default_int_handler)
 with Hosts(count=2) as hosts:
     inner = hosts.start(1, [sys.executable, "-c", "import time; time.sleep(60)"])
     print(inner.pid, flush=True)
@@ -123,6 +124,21 @@ def test_transfer_obeys_the_rate_and_is_counted():
     assert sender.received_bytes < 0.1 * SIZE > receiver.sent_bytes
     assert sender.sent_packets > 0 < receiver.received_packets
     assert not mine(os.getpid())
+
+
+@pytest.mark.parametrize(("rate", "delay"), [("500mbit", None), (None, None), ("500mbit", "1ms")])
+def test_a_rate_can_change_while_hosts_live(rate, delay):
+    try:
+        with Hosts(count=2, rate=rate, delay=delay) as hosts:
+            send(hosts, SIZE)
+            hosts.reshape("50mbit")
+            assert SIZE * 8 / 50e6 <= send(hosts, SIZE)[1] <= 3 * SIZE * 8 / 50e6
+            hosts.reshape("none")
+            assert send(hosts, SIZE)[1] < SIZE * 8 / 50e6
+    except HostsUnavailable as error:
+        if "netem" not in str(error):
+            raise
+        pytest.skip(str(error))
 
 
 def test_two_sets_of_hosts_do_not_meet():
@@ -207,6 +223,15 @@ def test_what_a_killed_owner_left_is_swept():
         assert not mine(process.pid) and not alive(inner)
 
 
+@pytest.fixture
+def heeds_interrupts():
+    """Ctrl-C as a terminal has it: a process that was started in the background ignores it."""
+    former = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, former)
+
+
+@pytest.mark.usefixtures("heeds_interrupts")
 def test_a_signal_while_hosts_are_made_comes_afterwards(monkeypatch):
     steps = []
     bring_up, wait_until_up = links.bring_up, links.wait_until_up

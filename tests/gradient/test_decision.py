@@ -36,6 +36,17 @@ def test_what_loses_nothing_needs_no_such_gain():
     assert choose([way("dense", 1.0), way("packed", 0.99)])[0].name == "packed"
 
 
+@pytest.mark.parametrize(("sparse", "chosen"), [(0.47, "sparse"), (0.49, "packed"), (0.6, "packed")])
+def test_the_gain_is_over_dense_and_the_best_lossless_way_needs_only_be_left_behind(sparse, chosen):
+    found, why = choose([way("dense", 1.0), way("packed", 0.5), way("sparse", sparse)])
+    assert found.name == chosen and "under" not in why
+
+
+def test_without_dense_the_gain_is_over_what_loses_nothing():
+    assert choose([way("packed", 0.5), way("sparse", 0.47)])[0].name == "packed"
+    assert choose([way("sparse", 0.47), way("lowrank", 0.4)])[0].name == "lowrank"
+
+
 def test_measurements_stand_before_predictions():
     found, why = choose([way("dense", 9.0), way("sparse", 0.5, 1.0), way("lowrank", 0.6, 0.8)])
     assert found.name == "lowrank"

@@ -9,7 +9,7 @@ from sparsetrain.collective.transport import Alone
 from sparsetrain.config.job import Exchange
 from sparsetrain.gradient.cost import Compute, Network, Stages
 from sparsetrain.gradient.decision import Candidate
-from sparsetrain.gradient.planner import SETTLE, TRIES, TURNS, WATCHED, Hands, Planner
+from sparsetrain.gradient.planner import MORE, SETTLE, TRIES, TURNS, WATCHED, Hands, Planner
 
 SIZES = [100, 300]
 COMPUTE = 0.1
@@ -74,7 +74,7 @@ def go(plan, ground, steps):
         plan.exchanged(plan.count + 1, COMPUTE, ground.step_s())
 
 
-LONG = (SETTLE + WATCHED) + 4 * TURNS * (SETTLE + TRIES)
+LONG = (SETTLE + WATCHED) + 4 * (TURNS + MORE) * (SETTLE + TRIES)
 
 
 def test_a_slow_link_needs_no_trial():
@@ -100,6 +100,18 @@ def test_what_comes_close_is_tried_and_the_truth_decides():
     assert ground.now == "lowrank"
     tried = {each.name: each.measured_s for each in plan.decisions[-1].candidates}
     assert tried["sparse"] == pytest.approx(0.12) and tried["lowrank"] == pytest.approx(0.1)
+
+
+def test_what_is_still_close_is_tried_for_longer_and_the_rest_is_not():
+    ground = Ground(rate=1e8, truth={"sparse": 0.85, "lowrank": 0.8, "dense": 1.0})
+    plan = planner(ground, "dense", "sparse", "lowrank")
+    go(plan, ground, SETTLE + WATCHED + 3 * TURNS * (SETTLE + TRIES))
+    assert not plan.settled and set(ground.adopted[-1:]) <= {"sparse", "lowrank"}
+    go(plan, ground, 2 * MORE * (SETTLE + TRIES) - 1)
+    assert not plan.settled
+    go(plan, ground, 1)
+    assert plan.settled and ground.now == "lowrank"
+    assert ground.adopted.count("dense") == TURNS
 
 
 def test_more_steps_to_the_same_loss_count():

@@ -50,7 +50,7 @@ def test_a_run_from_before_a_setting_was_there_has_its_default(job: Job) -> None
     path.write_text(path.read_text().replace("  rank: 4\n", ""))
     assert "rank:" not in path.read_text() and existing.finished(job, folder)
     path.write_text(path.read_text().replace("  replan:", "  replanned:"))
-    with pytest.raises(JobError, match=r"^exchange\.repl"):
+    with pytest.raises(JobError, match=r"holds another job"):
         existing.finished(job, folder)
 
 
