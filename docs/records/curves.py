@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import math
 import os
 import pathlib
 import statistics
@@ -21,11 +22,14 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from sparsetrain.bench.step_rank import distributed, plain
 from sparsetrain.bench.table import render
-from sparsetrain.collective.torch_dist import TorchTransport
+from sparsetrain.collective.torch_dist import TorchTransport, torch_world
 from sparsetrain.collective.world import World
 from sparsetrain.config.load import load_job
+from sparsetrain.engine.evaluate import evaluate
 from sparsetrain.engine.matmul import prefer_fast_matmul
+from sparsetrain.engine.state import build
 from sparsetrain.engine.trainer import NotFinite, train
 from sparsetrain.worker.main import seed_all
 
@@ -34,11 +38,14 @@ COMMON = (
     "train.evaluate_batches=20 log.wandb.mode=disabled log.every=100000"
 )
 DENSE = "exchange.regime=dense exchange.every=1"
+EXACT = "exchange.values=fp32 exchange.error_feedback=none"
 MASKS = "masks.method=rigl masks.sparsity=0.9 masks.every=100"
 # Of each setting: the name of the step in `bench step` that does the same work, and the learning rates to try.
 SETTINGS: dict[str, tuple[str, str, tuple[float, ...]]] = {
-    "dense fp32": ("DDP dense fp32", f"{DENSE} exchange.values=fp32 exchange.error_feedback=none", (3e-3,)),
+    "dense fp32": ("DDP dense fp32", f"{DENSE} {EXACT}", (2e-3, 3e-3, 5e-3)),
     "dense bf16": ("DDP bf16 hook", f"{DENSE} exchange.values=bf16", (3e-3,)),
+    "torch PowerSGD 1": ("DDP PowerSGD 1", f"{DENSE} {EXACT}", (3e-3,)),
+    "torch PowerSGD 4": ("DDP PowerSGD 4", f"{DENSE} {EXACT}", (3e-3,)),
     "lowrank 1": ("lowrank 1", "exchange.regime=lowrank exchange.rank=1 exchange.every=1", (2e-3, 3e-3, 5e-3)),
     "lowrank 4": ("lowrank 4", "exchange.regime=lowrank exchange.rank=4 exchange.every=1", (2e-3, 3e-3, 5e-3)),
     "H=5 d=0.05": ("local steps 5", "exchange.every=5 exchange.density=0.05", (3e-3, 5e-3)),
@@ -48,7 +55,7 @@ SETTINGS: dict[str, tuple[str, str, tuple[float, ...]]] = {
     "90 % H=5 d=0.05": ("", f"{MASKS} exchange.every=5 exchange.density=0.05", (1e-2, 2e-2)),
 }
 FINALISTS = {
-    *("dense fp32 0.003", "dense bf16 0.003", "lowrank 1 0.003", "lowrank 4 0.003", "H=5 d=0.05 0.005"),
+    *("dense fp32 0.003", "dense fp32 0.005", "lowrank 4 0.003", "torch PowerSGD 4 0.003", "H=5 d=0.05 0.005"),
     *("H=10 d=0.1 0.005", "90 % packed 0.02", "90 % H=5 d=0.05 0.02"),
 }
 
@@ -66,7 +73,8 @@ def run(path: pathlib.Path, steps: int, seeds: list[int]) -> None:
                 name = f"{kind} {rate:g}"
                 if (name, seed, dist.get_world_size(), steps) in held or (seed and name not in FINALISTS):
                     continue
-                found = once(f"{COMMON} train.steps={steps} {settings} optimizer.learning_rate={rate}", seed)
+                job = f"{COMMON} train.steps={steps} {settings} optimizer.learning_rate={rate}"
+                found = hooked(job, seed, int(kind[-1])) if kind.startswith("torch") else once(job, seed)
                 row = {
                     "name": name,
                     "kind": kind,
@@ -103,6 +111,27 @@ def once(settings: str, seed: int) -> dict[str, Any]:
         "losses": [round(loss, 5) for _, loss in seen],
         "bytes_a_step": (sent.get("gradient", 0) + sent.get("mask", 0)) / job.train.steps,
     }
+
+
+def hooked(settings: str, seed: int, rank: int) -> dict[str, Any]:
+    """Return what `once` does for DDP with torch's PowerSGD hook and one bucket; bytes are those of factors. Collective."""
+    preset, *overrides = settings.split(" ")
+    job = load_job(preset, (*overrides, f"seed={seed}"))
+    seed_all(seed)
+    state = build(job, torch_world())
+    step = plain(state, distributed(rank=rank))
+    seen: list[tuple[int, float]] = []
+    for done in range(1, job.train.steps + 1):
+        step()
+        if done % job.train.evaluate_every == 0:
+            found = evaluate(state.model, state.data, job.train.batch_size, job.train.evaluate_batches, state.world)
+            seen.append((done, round(found["eval/loss"], 5)))
+    sizes = [tuple(each.shape) for each in state.parameters.values()]
+    factors = [size[0] * math.prod(size[1:]) > rank * (size[0] + math.prod(size[1:])) for size in sizes]
+    sent = sum(
+        rank * (n[0] + math.prod(n[1:])) if small else math.prod(n) for n, small in zip(sizes, factors, strict=True)
+    )
+    return {"steps": [at for at, _ in seen], "losses": [loss for _, loss in seen], "bytes_a_step": 4.0 * sent}
 
 
 def _note(row: Any, seen: list[tuple[int, float]]) -> None:

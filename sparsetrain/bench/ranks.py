@@ -45,8 +45,8 @@ class RankFailed(RuntimeError):
 class Ranks:
     """`hosts` ranks on links of `rate` ("100mbit", "none"), or plain processes when `loopback`.
 
-    `then` is the rate from when a rank asks for it (Place.ask_for_change). No rank lives longer than `limit_s` seconds. MPI's
-    ranks are started by mpiexec, on the loopback only.
+    `then` is the rate from when a rank asks for it (Place.ask_for_change). No rank lives longer than `limit_s` seconds.
+    MPI's ranks are started by mpiexec, on the loopback only.
     """
 
     hosts: int = 4

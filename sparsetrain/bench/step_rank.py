@@ -23,7 +23,7 @@ from sparsetrain.config.job import Job
 from sparsetrain.config.load import load_job
 from sparsetrain.engine.learning_rate import factor_at
 from sparsetrain.engine.matmul import prefer_fast_matmul
-from sparsetrain.engine.state import build
+from sparsetrain.engine.state import RunState, build
 from sparsetrain.engine.trainer import Trainer
 
 Step = Callable[[], Any]
@@ -51,10 +51,9 @@ def job_of(plan: Plan, settings: str = "") -> Job:
     return load_job("text_gpt", tuple(f"{sizes} {settings}".split()))
 
 
-def plain(job: Job, wrap: Callable[[nn.Module], nn.Module]) -> Step:
+def plain(state: RunState, wrap: Callable[[nn.Module], nn.Module]) -> Step:
     """Return a step as one writes it without us: `wrap` gets a module whose forward is the loss."""
-    world = torch_world()
-    state = build(job, world)
+    job = state.job
     state.exchange.close()
     module = wrap(_Loss(state.model))
     peak = [group["lr"] for group in state.optimizer.param_groups]
@@ -114,12 +113,12 @@ def measure(place: Place, plan: Plan, way: Way) -> dict[str, Any]:
     job = job_of(plan)
     with contextlib.ExitStack() as stack:
         steps: dict[str, Step] = {
-            IDEAL: plain(job, lambda module: module),
-            "DDP dense fp32": plain(job, distributed()),
-            "DDP fp16 hook": plain(job, distributed(default_hooks.fp16_compress_hook)),
-            "DDP bf16 hook": plain(job, distributed(bf16_hook)),
-            "DDP PowerSGD 1": plain(job, distributed(rank=1)),
-            "DDP PowerSGD 4": plain(job, distributed(rank=4)),
+            IDEAL: plain(build(job, torch_world()), lambda module: module),
+            "DDP dense fp32": plain(build(job, torch_world()), distributed()),
+            "DDP fp16 hook": plain(build(job, torch_world()), distributed(default_hooks.fp16_compress_hook)),
+            "DDP bf16 hook": plain(build(job, torch_world()), distributed(bf16_hook)),
+            "DDP PowerSGD 1": plain(build(job, torch_world()), distributed(rank=1)),
+            "DDP PowerSGD 4": plain(build(job, torch_world()), distributed(rank=4)),
         }
         for name, settings in OURS.items():
             step, close = ours(job_of(plan, settings), pathlib.Path())
