@@ -114,7 +114,7 @@ def once(settings: str, seed: int) -> dict[str, Any]:
 
 
 def hooked(settings: str, seed: int, rank: int) -> dict[str, Any]:
-    """Return what `once` does for DDP with torch's PowerSGD hook and one bucket; bytes are those of factors. Collective."""
+    """Return what `once` does, for DDP with torch's PowerSGD hook and one bucket. Collective."""
     preset, *overrides = settings.split(" ")
     job = load_job(preset, (*overrides, f"seed={seed}"))
     seed_all(seed)
