@@ -88,8 +88,11 @@ class RunState:
         return self.masks is None or not self.masks.learns
 
 
-def build(job: Job, world: World) -> RunState:
-    """Return the state at step 0: weights from the seed (or `train.init_from`), the same on all ranks."""
+def build(job: Job, world: World, calibrations: pathlib.Path | None = None) -> RunState:
+    """Return the state at step 0: weights from the seed (or `train.init_from`), the same on all ranks.
+
+    `calibrations` is the folder where `regime: auto` keeps what it measures, None: nowhere. Collective.
+    """
     device = world.transport.device
     torch.manual_seed(job.seed)
     model = job.model.build().to(device)
@@ -123,7 +126,7 @@ def build(job: Job, world: World) -> RunState:
         parameters = {**masks.learned, **parameters}  # first, as backward leaves them last
     exchanges = -(-job.train.steps // job.exchange.every)
     shapes = {name: tuple(p.shape) for name, p in parameters.items()}
-    exchange = GradientExchange(job.exchange, shapes, world, exchanges, device)
+    exchange = GradientExchange(job.exchange, shapes, world, exchanges, device, calibrations)
     mask_gradients, pull = (masks.mask_gradients, masks.pull) if masks is not None else (_nothing, lambda step: None)
     clip, outer = job.train.clip, job.exchange.outer
     update: EveryStep | LocalSteps

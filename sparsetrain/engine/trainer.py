@@ -43,13 +43,14 @@ def train(
     folder: pathlib.Path,
     log: Callable[[str], None],
     show: Callable[[Row], None] | None = None,
+    calibrations: pathlib.Path | None = None,
 ) -> dict[str, Any]:
     """Train the job on this rank and return the last evaluation, steps, wall seconds and the digest of the weights.
 
     `folder` is the run folder, shared by all ranks; rank 0 writes its metrics there and gives each row to `show`, or
-    as a line to `log`. Collective.
+    as a line to `log`. `calibrations`: see state.build. Collective.
     """
-    trainer = Trainer(build(job, world), folder, log, show)
+    trainer = Trainer(build(job, world, calibrations), folder, log, show)
     try:
         result = trainer.run()
     except BaseException:

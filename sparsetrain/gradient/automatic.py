@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import pathlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -12,12 +13,15 @@ from sparsetrain.config.job import Exchange, RegimeName
 from sparsetrain.gradient.calibration import measure_network, probe
 from sparsetrain.gradient.cost import Compute, Network, Stages
 from sparsetrain.gradient.decision import Candidate
+from sparsetrain.gradient.kept import Calibration, Kept
 from sparsetrain.gradient.planner import Hands, Planner
 from sparsetrain.gradient.regimes.choice import REGIMES
 from sparsetrain.gradient.stages import StageBook
 
 if TYPE_CHECKING:
     from sparsetrain.gradient.exchange import GradientExchange
+
+SAME = 1.25  # by which rates differ at most where a kept calibration stands
 
 
 def settings_of(config: Exchange, regime: RegimeName) -> Exchange:
@@ -30,18 +34,36 @@ def first(config: Exchange) -> Exchange:
     return settings_of(config, config.allow[0]) if config.regime == "auto" else config
 
 
-def planner_of(exchange: GradientExchange, world: World) -> Planner:
-    """Return the planner of an exchange whose regime is `auto`. Collective: it counts the ranks of each node."""
+def planner_of(exchange: GradientExchange, world: World, calibrations: pathlib.Path | None) -> Planner:
+    """Return the planner of an exchange whose regime is `auto`; it starts from what the folder `calibrations` holds of
+    this cluster, and keeps there what it measures. Collective: it counts the ranks of each node."""
     config = exchange.config
-    book = StageBook(world, exchange.device)
     transport = world.transport
+    kept = None if calibrations is None else Kept(calibrations, world)
+
+    def keep(network: Network) -> None:
+        if kept is not None:
+            kept.write(Calibration.of(network, book.known))
+
+    book = StageBook(world, exchange.device, keep)
+
+    def measure() -> Network:
+        found = kept.read() if kept is not None and not book.known else None
+        if found is not None:
+            ratio = probe(transport, found.network).gather_rate / found.network.gather_rate
+            if 1 / SAME < ratio < SAME:
+                book.known += found.known
+                return found.network
+        network = measure_network(transport)
+        keep(network)
+        return network
 
     def stages(settings: Sequence[Exchange], network: Network) -> list[Stages]:
         return book.stages(exchange.channels, settings, network, config.density)
 
     hands = Hands(
         ways=lambda: _ways(exchange),
-        measure=lambda: measure_network(transport),
+        measure=measure,
         probe=lambda before: probe(transport, before),
         stages=stages,
         adopt=exchange.set_regimes,

@@ -7,6 +7,7 @@ The order is mask, compensate, select, encode, collective, mean; a step that is 
 from __future__ import annotations
 
 import dataclasses
+import pathlib
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
@@ -26,6 +27,7 @@ from sparsetrain.gradient.channel import Channel
 from sparsetrain.gradient.density import density_at
 from sparsetrain.gradient.layout import Shape, build_buckets
 from sparsetrain.gradient.pipeline import Inline, Pipeline
+from sparsetrain.gradient.planner import Planner
 from sparsetrain.gradient.regimes.base import Regime, Turn
 from sparsetrain.gradient.regimes.choice import build
 from sparsetrain.gradient.small import Small
@@ -66,6 +68,7 @@ class GradientExchange:
         world: World,
         steps: int,
         device: torch.device | None = None,
+        calibrations: pathlib.Path | None = None,
     ) -> None:
         self.config = config = checked(config)
         check_exchange(config)
@@ -91,7 +94,9 @@ class GradientExchange:
         self.pipeline = Pipeline(count) if self.overlap else Inline()
         self._round: _Round | None = None
         own = world.transport.twin() if config.regime == "auto" else world.transport
-        self.planner = planner_of(self, dataclasses.replace(world, transport=own)) if config.regime == "auto" else None
+        self.planner: Planner | None = None
+        if config.regime == "auto":
+            self.planner = planner_of(self, dataclasses.replace(world, transport=own), calibrations)
         self._ended = 0.0  # on the clock; 0: no exchange yet
 
     @torch.no_grad()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -33,11 +33,15 @@ class Costs:
 
 
 class StageBook:
-    """Stages of buckets under settings; each kind of settings is measured once. All ranks must ask for the same."""
+    """Stages of buckets under settings; each kind of settings is measured once, and `keep` is told then. All ranks must
+    ask for the same."""
 
-    def __init__(self, world: World, device: torch.device) -> None:
+    def __init__(
+        self, world: World, device: torch.device, keep: Callable[[Network], None] = lambda network: None
+    ) -> None:
         self.world = world
         self.device = device
+        self.keep = keep
         self.known: list[tuple[Exchange, float, Costs]] = []
 
     def stages(
@@ -64,6 +68,7 @@ class StageBook:
                 return costs
         costs = self._measure(settings, share, network, density)
         self.known.append((settings, share, costs))
+        self.keep(network)
         return costs
 
     @torch.no_grad()
