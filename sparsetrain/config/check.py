@@ -202,6 +202,11 @@ def advice(job: Job) -> list[str]:
         lines.append(f"masks.every: no update falls into these {steps} steps: the masks stay as they begin")
     if masks is not None and exchange.regime == "dense":
         lines.append("exchange.regime: dense sends the zeros of masked weights too; packed gives the same without them")
+    if masks is not None and masks.method.name == "l0" and exchange.regime == "sparse" and exchange.bucket_elements > 1:
+        lines.append(
+            "exchange.bucket_elements: gates share buckets with weights, whose gradients are larger; 1 gives every "
+            "tensor its own entries"
+        )
     return lines
 
 

@@ -109,6 +109,13 @@ def test_adamw_on_rare_gradients_is_allowed_with_a_word():
     assert advice(load_job("quickstart")) == advice(load_job("fashion_mnist")) == []
 
 
+def test_gates_that_share_buckets_with_weights_are_told_of():
+    settings = ("masks.method=l0", "exchange.regime=sparse", "exchange.every=5")
+    found = advice(load_job("quickstart", settings))
+    assert [line.split(":")[0] for line in found] == ["exchange.bucket_elements"]
+    assert not advice(load_job("quickstart", (*settings, "exchange.bucket_elements=1")))
+
+
 def test_masks_that_never_change_are_allowed_with_a_word():
     (line,) = advice(load_job("quickstart", ("train.steps=50",)))
     assert line.startswith("masks.every: no update falls into these 50 steps")
