@@ -58,7 +58,7 @@ class Exchange:
     allow: Annotated[tuple[RegimeName, ...], Field(min_length=1)] = ("dense", "packed", "sparse", "lowrank")
     steps_factor: dict[RegimeName, Above0] = dataclasses.field(default_factory=dict)
     replan: Positive = 200
-    warmup: Fraction = 0.0  # share of the steps over which density falls to its value
+    warmup: Fraction = 0.0  # share of the steps over which density falls to its value, and lowrank sends everything
     warmup_density: Density = 0.25  # where that fall begins (geometric)
     every: Positive = 1  # 1: exchange gradients each step; H: exchange weight differences each H steps
     outer: Outer = Outer()

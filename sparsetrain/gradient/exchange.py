@@ -33,6 +33,7 @@ from sparsetrain.gradient.regimes.choice import build
 from sparsetrain.gradient.small import Small
 
 WAYS = 3  # buckets that may be under way at once
+WARMING = 2  # exchanges at least that count as the first: what Adam's second moments see then, they keep for long
 
 
 @dataclasses.dataclass
@@ -169,7 +170,8 @@ class GradientExchange:
     def _begin(self, gradients: Mapping[str, Tensor]) -> _Round:
         if self._round is None:
             missing = [set(channel.bucket.names) for channel in self.channels]
-            turn = Turn(self.step, self.epoch, self._density())
+            warming = self.step < max(WARMING, self.warmup_steps)
+            turn = Turn(self.step, self.epoch, self._density(), warming=warming)
             self._round = _Round(dict(gradients), missing, len(self.channels) - 1, ExchangeStats(turn.density), turn)
         return self._round
 

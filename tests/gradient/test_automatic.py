@@ -14,7 +14,7 @@ from sparsetrain.config.errors import JobError
 from sparsetrain.config.job import Exchange
 from sparsetrain.gradient.automatic import settings_of
 from sparsetrain.gradient.calibration import measure_network, probe
-from sparsetrain.gradient.exchange import GradientExchange
+from sparsetrain.gradient.exchange import WARMING, GradientExchange
 from sparsetrain.gradient.stages import StageBook
 
 SHAPES = {"a": (200, 150), "b": (100, 200), "bias": (200,)}
@@ -167,7 +167,7 @@ def test_packed_is_a_candidate_only_where_something_is_masked():
 
 def test_a_resumed_run_keeps_what_a_regime_that_is_not_in_use_had_learned():
     first = alone(World())
-    first.planner = None
+    first.planner, first.step = None, WARMING
     first.set_regimes([settings_of(first.config, "lowrank")] * 2)
     first.aggregate(gradients(0, 0))
     second = alone(World())

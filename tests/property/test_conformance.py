@@ -10,6 +10,7 @@ import torch
 from mpi_ranks import missing, mpi_ranks
 from ranks import gloo_ranks
 from torch import nn
+from under_way import under_way
 
 from sparsetrain import registry
 from sparsetrain.collective.simulated import Simulation
@@ -101,7 +102,7 @@ GROUPS = sorted({combination[:3] for combination in ALLOWED})
 
 def run_exchange(world: World, config: Exchange, active: dict, steps: int) -> list[tuple[dict, dict, dict]]:
     """Return per step what went in, the mean, and the state that the rank kept."""
-    exchange = GradientExchange(config, SHAPES, world, steps)
+    exchange = under_way(config, SHAPES, world, steps)
     exchange.set_masks(active, 1)
     generator = torch.Generator().manual_seed(world.rank)
     history = []

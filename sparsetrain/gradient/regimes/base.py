@@ -19,12 +19,14 @@ from sparsetrain.gradient.feedback.base import Feedback
 
 @dataclasses.dataclass(frozen=True)
 class Turn:
-    """One exchange: its number, the mask epoch, the density of sparse buckets, and the factor of all gradients."""
+    """One exchange: its number, the mask epoch, the density of sparse buckets, the factor of all gradients, and whether
+    it is one of the first, in which lowrank sends everything."""
 
     step: int = 0
     epoch: int = 0
     density: float = 1.0
     factor: float = 1.0
+    warming: bool = False
 
 
 class Regime(abc.ABC):

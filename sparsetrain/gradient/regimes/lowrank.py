@@ -78,7 +78,7 @@ class LowRankRegime(Regime):
         if channel.active is not None:
             acc = channel.flat.zero_()
             acc[channel.active] = channel.buffer
-        matrices, wholes = plan(channel, self.rank)
+        matrices, wholes = plan(channel, 0 if turn.warming else self.rank)
         left = torch.empty(_left(matrices) + _length(wholes), device=channel.device)
         for matrix, part in zip(matrices, _parts(left, [(m.rank, m.rows) for m in matrices]), strict=True):
             torch.mm(self._right(matrix, channel.device), matrix.view(acc).t(), out=part)
@@ -106,7 +106,7 @@ class LowRankRegime(Regime):
 
     def communicate(self, channel: Channel, chosen: Factors, turn: Turn, world: World) -> Outcome:
         """See Regime: two all-reduces, P's and Q's."""
-        matrices, wholes = plan(channel, self.rank)
+        matrices, wholes = plan(channel, 0 if turn.warming else self.rank)
         left, acc = chosen.left, chosen.acc
         if not chosen.finite:
             left.fill_(float("nan"))
@@ -201,14 +201,14 @@ class LowRankRegime(Regime):
 
 
 def plan(channel: Channel, rank: int) -> tuple[list[Matrix], list[slice]]:
-    """Return the matrices of a bucket, and the ranges of the tensors that travel whole, in U-coordinates: the same on
-    all ranks, whose update sets are the same. The sparser a tensor, the less there is for two factors to shorten."""
+    """Return the matrices of a bucket, and the ranges of the tensors that travel whole (rank 0: all), in U-coordinates:
+    the same on all ranks, whose update sets are the same. A sparse tensor gives two factors little to shorten."""
     bucket, edges = channel.bucket, channel.edges()
     matrices, wholes = [], []
     for at, (name, shape, begin) in enumerate(zip(bucket.names, bucket.shapes, bucket.starts, strict=True)):
         rows, columns = shape[0], math.prod(shape[1:])
         r = min(rank, rows, columns)
-        if len(shape) > 1 and r * (rows + columns) < WORTH * (edges[at + 1] - edges[at]):
+        if len(shape) > 1 and 0 < r * (rows + columns) < WORTH * (edges[at + 1] - edges[at]):
             matrices.append(Matrix(name, begin, rows, columns, r))
         else:
             wholes.append(slice(edges[at], edges[at + 1]))

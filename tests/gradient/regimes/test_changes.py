@@ -6,6 +6,7 @@ import random
 import pytest
 import torch
 from ranks import gloo_ranks
+from under_way import under_way
 
 from sparsetrain.collective.simulated import Simulation
 from sparsetrain.collective.world import World
@@ -51,7 +52,7 @@ def full(exchange: GradientExchange) -> dict[str, torch.Tensor]:
 
 def changing(world: World, steps: int = 10) -> list[tuple[dict, dict, dict]]:
     """Aggregate with other ways of all buckets at every second step; per step the mean, residuals before and after."""
-    exchange, chooser, seen = GradientExchange(config(), SHAPES, world, steps), random.Random(3), []
+    exchange, chooser, seen = under_way(config(), SHAPES, world, steps), random.Random(3), []
     for step in range(steps):
         if step in (0, 4):
             exchange.set_masks(masks(step), step)
@@ -87,7 +88,7 @@ def test_real_ranks_hold_the_same_bits_through_all_changes():
 @pytest.mark.parametrize("regime", ["dense", "packed"])
 def test_a_lossless_step_after_lossy_ones_sends_what_they_kept(regime):
     def body(world: World) -> tuple:
-        exchange = GradientExchange(config(), SHAPES, world, 4)
+        exchange = under_way(config(), SHAPES, world, 4)
         assert not any(each.lossless for each in exchange.regimes)
         for step, way in enumerate(({}, {"regime": "lowrank", "rank": 1})):
             exchange.set_regimes([config(**way)] * len(exchange.channels))

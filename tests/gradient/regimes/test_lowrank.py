@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from ranks import gloo_ranks
+from under_way import under_way
 
 from sparsetrain.collective.simulated import Simulation
 from sparsetrain.collective.world import World
@@ -37,7 +38,7 @@ def mask() -> dict[str, torch.Tensor]:
 
 
 def run(world: World, steps: int, **options) -> list[dict[str, torch.Tensor]]:
-    exchange = GradientExchange(config(**options), SHAPES, world, steps)
+    exchange = under_way(config(**options), SHAPES, world, steps)
     found = []
     for step in range(steps):
         means = exchange.aggregate(draw(world.rank, step))
@@ -93,7 +94,7 @@ def test_warm_start_finds_the_best_approximation():
     gradient = draw(0, 0)
 
     def body(world: World) -> torch.Tensor:
-        exchange = GradientExchange(config(error_feedback="none"), SHAPES, world, 1)
+        exchange = under_way(config(error_feedback="none"), SHAPES, world, 1)
         for _ in range(60):
             means = exchange.aggregate(gradient)
         return means["a"].clone()
@@ -110,7 +111,7 @@ def test_mass_and_masks(masked, feedback):
     active = mask() if masked else {}
 
     def body(world: World) -> list[dict[str, torch.Tensor]]:
-        exchange = GradientExchange(config(error_feedback=feedback, values="fp32"), SHAPES, world, 3)
+        exchange = under_way(config(error_feedback=feedback, values="fp32"), SHAPES, world, 3)
         exchange.set_masks(active, 1)
         seen = []
         for step in range(3):
@@ -158,10 +159,10 @@ def test_real_ranks_hold_the_same_bits_with_many_buckets_under_way(size):
 
 def test_it_goes_on_where_it_stopped():
     def body(world: World) -> bool:
-        straight = GradientExchange(config(), SHAPES, world, 4)
+        straight = under_way(config(), SHAPES, world, 4)
         for step in range(2):
             straight.aggregate(draw(world.rank, step))
-        resumed = GradientExchange(config(), SHAPES, world, 4)
+        resumed = under_way(config(), SHAPES, world, 4)
         resumed.load_state(straight.state())
         resumed.step = straight.step
         same = True
@@ -176,11 +177,11 @@ def test_it_goes_on_where_it_stopped():
 @pytest.mark.parametrize("damage", ["nan", "shape", "dtype"])
 def test_a_damaged_factor_is_left_out(damage):
     def body(world: World) -> bool:
-        exchange = GradientExchange(config(), SHAPES, world, 4)
+        exchange = under_way(config(), SHAPES, world, 4)
         exchange.aggregate(draw(world.rank, 0))
         state = exchange.state()
         wrong = {"nan": torch.full((2, 30), torch.nan), "shape": torch.ones(3), "dtype": torch.ones(2, 30).double()}
-        fresh = GradientExchange(config(), SHAPES, world, 4)
+        fresh = under_way(config(), SHAPES, world, 4)
         fresh.load_state({**state, "factor/a": wrong[damage]})
         means = fresh.aggregate(draw(world.rank, 1))
         return means is not None and all(bool(torch.isfinite(mean).all()) for mean in means.values())
@@ -190,7 +191,7 @@ def test_a_damaged_factor_is_left_out(damage):
 
 def test_what_is_not_finite_skips_the_step_and_touches_nothing():
     def body(world: World) -> bool:
-        exchange = GradientExchange(config(), SHAPES, world, 4)
+        exchange = under_way(config(), SHAPES, world, 4)
         exchange.aggregate(draw(world.rank, 0))
         before = exchange.state()
         gradients = draw(world.rank, 1)
@@ -205,7 +206,7 @@ def test_what_is_not_finite_skips_the_step_and_touches_nothing():
 
 def test_bytes_are_those_of_the_formula():
     def body(world: World) -> tuple[float, float]:
-        exchange = GradientExchange(config(values="fp32"), SHAPES, world, 4)
+        exchange = under_way(config(values="fp32"), SHAPES, world, 4)
         exchange.aggregate(draw(world.rank, 0))
         pairs = zip(exchange.channels, exchange.regimes, strict=True)
         expected = sum(regime.volume(channel, world.size, 1.0).bytes for channel, regime in pairs)
@@ -222,7 +223,7 @@ def test_a_dead_column_begins_anew():
     two = one + torch.outer(torch.arange(40.0).flip(0), torch.ones(30))
 
     def body(world: World) -> float:
-        exchange = GradientExchange(config(error_feedback="none"), {"a": (40, 30)}, world, 1)
+        exchange = under_way(config(error_feedback="none"), {"a": (40, 30)}, world, 1)
         for _ in range(3):
             exchange.aggregate({"a": one})
         for _ in range(5):
@@ -258,3 +259,19 @@ def test_what_two_factors_would_not_shorten_travels_whole():
 def test_feedback_of_entries_is_refused(feedback):
     with pytest.raises(JobError, match=r"exchange.regime: lowrank with error_feedback .*; allowed: ef14, none"):
         GradientExchange(config(error_feedback=feedback), SHAPES, World(), 1)
+
+
+@pytest.mark.parametrize(("warmup", "first"), [(0.0, 2), (0.5, 4)])
+def test_the_first_exchanges_send_everything(warmup, first):
+    def body(world: World):
+        exchange = GradientExchange(config(warmup=warmup, values="fp32"), SHAPES, world, 8)
+        lost = []
+        for step in range(8):
+            means = exchange.aggregate(draw(world.rank, step))
+            wanted = true_mean(2, step)
+            lost.append(any(not torch.allclose(means[name], wanted[name], atol=1e-5) for name in SHAPES))
+        exchange.close()
+        return lost
+
+    for lost in Simulation(2).run(body):
+        assert lost == [False] * first + [True] * (8 - first)

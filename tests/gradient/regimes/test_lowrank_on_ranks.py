@@ -8,6 +8,7 @@ import pytest
 import torch
 from mpi_ranks import missing, mpi_ranks
 from ranks import gloo_ranks
+from under_way import under_way
 
 from sparsetrain.collective.simulated import Simulation
 from sparsetrain.collective.world import World
@@ -23,7 +24,7 @@ FACTORED = ("a", "conv", "b")
 
 def made(world: World, shapes: dict = SHAPES, **options) -> GradientExchange:
     defaults = {"regime": "lowrank", "rank": 2, "dense_below": 50, "bucket_elements": 2000, "values": "fp32"}
-    return GradientExchange(adapter(Exchange).validate_python(defaults | options), shapes, world, 8)
+    return under_way(adapter(Exchange).validate_python(defaults | options), shapes, world, 8)
 
 
 def gradients(rank: int, step: int, shapes: dict = SHAPES) -> dict[str, torch.Tensor]:
