@@ -55,7 +55,7 @@ SETTINGS: dict[str, tuple[str, str, tuple[float, ...]]] = {
     "90 % H=5 d=0.05": ("", f"{MASKS} exchange.every=5 exchange.density=0.05", (1e-2, 2e-2)),
 }
 FINALISTS = {
-    *("dense fp32 0.003", "dense fp32 0.005", "lowrank 4 0.003", "torch PowerSGD 4 0.003", "H=5 d=0.05 0.005"),
+    *("dense fp32 0.002", "dense fp32 0.003", "lowrank 4 0.003", "torch PowerSGD 4 0.003", "H=5 d=0.05 0.005"),
     *("H=10 d=0.1 0.005", "90 % packed 0.02", "90 % H=5 d=0.05 0.02"),
 }
 
