@@ -149,13 +149,20 @@ class Planner:
             found = {name: self._agreed(times) for name, times in trial.seconds.items()}
             scores = {way.name: found[way.name] * way.steps_factor for way in trial.ways}
             bound = (1.0 + CLOSE) * min(scores.values())
-            trial.go_on([way for way in trial.ways if scores[way.name] <= bound])
+            close = [way for way in trial.ways if scores[way.name] <= bound]
+            trial.longer = True
+            if len(close) > 1:
+                trial.add(close, MORE)
+        if trial.over:
+            found = {name: self._agreed(times) for name, times in trial.seconds.items()}
+            self.ways = tuple(dataclasses.replace(way, measured_s=found.get(way.name)) for way in self.ways)
+            chosen = choose(self.ways)[0]
+            if chosen.measured_s is None:  # only by its prediction: it has to show it
+                trial.add([chosen], TURNS)
         if not trial.over:
             self._adopt(trial.way)
             return
         self._trial = None
-        found = {name: self._agreed(times) for name, times in trial.seconds.items()}
-        self.ways = tuple(dataclasses.replace(way, measured_s=found.get(way.name)) for way in self.ways)
         self._decide()
 
     def _decide(self) -> None:
@@ -262,17 +269,18 @@ class _Trial:
 
     def __init__(self, ways: Sequence[Candidate]) -> None:
         self.ways = ways
-        self.order = [way for _ in range(TURNS) for way in ways]
-        self.seconds: dict[str, list[float]] = {way.name: [] for way in ways}
+        self.order: list[Candidate] = []
+        self.seconds: dict[str, list[float]] = {}
         self.turn = 0
         self.seen = 0
-        self.longer = False  # whether some have got more turns
+        self.longer = False  # whether those that are close have got more turns
+        self.add(ways, TURNS)
 
-    def go_on(self, ways: Sequence[Candidate]) -> None:
-        """Give MORE turns to these, unless there is only one."""
-        self.longer = True
-        if len(ways) > 1:
-            self.order += [way for _ in range(MORE) for way in ways]
+    def add(self, ways: Sequence[Candidate], turns: int) -> None:
+        """Give these so many turns more."""
+        self.order += [way for _ in range(turns) for way in ways]
+        for way in ways:
+            self.seconds.setdefault(way.name, [])
 
     @property
     def way(self) -> Candidate:
