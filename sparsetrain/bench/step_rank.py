@@ -28,6 +28,7 @@ from sparsetrain.engine.trainer import Trainer
 
 Step = Callable[[], Any]
 
+MASKED = "masks.method=static masks.sparsity=0.9"
 # By what is exchanged; the first of ours is the default codec, then each with one thing changed.
 OURS: dict[str, str] = {
     "topk bf16": "",
@@ -37,6 +38,8 @@ OURS: dict[str, str] = {
     "lowrank 4": "exchange.regime=lowrank exchange.rank=4",
     "local steps 5": "exchange.every=5 exchange.density={five}",
     "local steps 10": "exchange.every=10 exchange.density={ten} exchange.values=int8",
+    "90 % packed": f"{MASKED} exchange.regime=packed exchange.values=fp32",
+    "90 % local steps 5": f"{MASKED} exchange.every=5 exchange.density={{five}}",
 }
 
 
