@@ -12,7 +12,7 @@ GATES_RATE = 1e4  # of sgd, whose steps on the gates of l0 are as small as weigh
 EVALUATE = 100  # job.Train.evaluate_every
 # Steps to equal loss over those of dense training, when gradients are exchanged in every step (docs/records/when.md).
 # With local steps the optimizer sees whole gradients whatever travels, and all regimes count as one.
-STEPS_FACTOR = {"adamw": {"sparse": 3.0, "lowrank": 1.4}, "sgd": {"sparse": 1.1, "lowrank": 1.1}}
+STEPS_FACTOR = {"adamw": {"sparse": 3.0, "lowrank": 1.6}, "sgd": {"sparse": 1.1, "lowrank": 1.1}}
 
 
 def settle(tree: dict[str, Any]) -> dict[str, Any]:
