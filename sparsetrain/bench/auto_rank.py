@@ -32,7 +32,7 @@ def job_of(plan: Plan, regime: str) -> Job:
         f"data.context={plan.context} train.batch_size={plan.batch} train.steps=1000000 log.wandb.mode=disabled",
         f"exchange.regime={regime} exchange.every=1 exchange.density={plan.density} exchange.rank={plan.rank}",
         f"exchange.allow=[{','.join(plan.allow)}] exchange.replan={plan.replan}",
-        'exchange.steps_factor={"dense":1.0}',  # what is not named counts as one too
+        f'exchange.steps_factor={{"sparse":{plan.factor},"lowrank":{plan.factor}}}',
     ]
     if plan.sparsity:
         settings.append(f"masks.method=static masks.sparsity={plan.sparsity}")

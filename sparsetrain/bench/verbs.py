@@ -202,6 +202,9 @@ def bench_step(
 @click.option("--batch", type=int, default=8, show_default=True, help="Sequences a rank and step.")
 @click.option("--density", type=float, default=0.01, show_default=True, help="Share of the entries that sparse sends.")
 @click.option("--rank", type=int, default=4, show_default=True, help="Of lowrank's factors.")
+@click.option(
+    "--factor", type=float, default=1.0, show_default=True, help="Steps of sparse and lowrank to dense's loss."
+)
 @click.option("--steps", type=int, default=5, show_default=True, help="Steps in a turn.")
 @click.option("--rounds", type=int, default=5, show_default=True, help="Turns of each candidate.")
 @click.option("--limit", type=float, default=600.0, show_default=True, help="Seconds after which a rank is ended.")
@@ -216,6 +219,7 @@ def bench_auto(
     batch: int,
     density: float,
     rank: int,
+    factor: float,
     steps: int,
     rounds: int,
     limit: float,
@@ -233,6 +237,7 @@ def bench_auto(
                     batch=batch,
                     density=density,
                     rank=rank,
+                    factor=factor,
                     sparsity=sparsity,
                     steps=steps,
                     rounds=rounds,

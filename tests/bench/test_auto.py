@@ -50,9 +50,22 @@ def test_links_that_change_by_ten_are_noticed_at_the_next_look(rate, then):
     assert f"{then}" in show([row], plan)
 
 
+@pytest.mark.netns
+@pytest.mark.timeout(150)
+def test_the_choice_follows_the_links():
+    """With six times the steps sparse pays on slow links only."""
+    if reason := Hosts.missing():
+        pytest.skip(reason)
+    plan = Plan(**SMALL | {"width": 256, "rounds": 1}, replan=20, factor=6.0, allow=("dense", "sparse"))
+    row = measure(Ranks(hosts=2, rate="none", then="20mbit", limit_s=120), plan)
+    assert row["took_before"] == "dense" and row["took"] == "sparse" and row["why"].startswith("links of ")
+    assert row["best"] == "sparse" and row["over_dense"] < 1.0
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
+        (["--factor", "0"], "factor 0: want 0.01 to 100"),
         (["--then", "fast"], "rate 'fast'"),
         (["--then", "1gbit", "--loopback"], "no rate that could change"),
         (["--rate", "fast"], "rate"),
