@@ -199,6 +199,7 @@ class Planner:
             else ""
         )
         self._network = now
+        self.compute = dataclasses.replace(self.compute, seconds=self._agreed(self._computing))
         ways = [self._predicted(way, self.compute.seconds) for way in self.ways]
         scores = {way.name: self._corrected(way) for way in ways}
         best = min(scores, key=scores.__getitem__)
@@ -211,6 +212,7 @@ class Planner:
         elif _differ(step_s, expected, DRIFT):
             self._note = note or f"steps of {step_s * 1e3:.3g} ms, no longer {expected * 1e3:.3g}: "
         elif links:
+            self.ways = tuple(ways)
             self._record(chosen, f"{note}still the best")
             return
         else:
