@@ -40,6 +40,10 @@ COMMON = (
 DENSE = "exchange.regime=dense exchange.every=1"
 EXACT = "exchange.values=fp32 exchange.error_feedback=none"
 MASKS = "masks.method=rigl masks.sparsity=0.9 masks.every=100"
+EVERY = "exchange.every=1 exchange.values=fp32"
+OUTER = "exchange.outer.momentum=0.5 exchange.outer.learning_rate=0.7"
+SGD = 'optimizer={"name":"sgd","momentum":0.9}'
+SGD0 = 'optimizer={"name":"sgd","momentum":0.0}'
 # Of each setting: the name of the step in `bench step` that does the same work, and the learning rates to try.
 SETTINGS: dict[str, tuple[str, str, tuple[float, ...]]] = {
     "dense fp32": ("DDP dense fp32", f"{DENSE} {EXACT}", (2e-3, 3e-3, 5e-3)),
@@ -56,6 +60,18 @@ SETTINGS: dict[str, tuple[str, str, tuple[float, ...]]] = {
         f"{MASKS} exchange.regime=packed exchange.every=1 exchange.values=fp32",
         (1e-2, 2e-2),
     ),
+    "lowrank 8": ("", "exchange.regime=lowrank exchange.rank=8 exchange.every=1", (3e-3,)),
+    "H=5 d=0.05 tensor": ("", "exchange.every=5 exchange.density=0.05 exchange.bucket_elements=1", (5e-3,)),
+    "H=5 d=0.05 warm-up": ("", "exchange.every=5 exchange.density=0.05 exchange.warmup=0.1", (5e-3,)),
+    "H=5 d=0.05 outer 0.5": ("", f"{OUTER} exchange.every=5 exchange.density=0.05", (5e-3,)),
+    "H=20 d=0.2": ("", "exchange.every=20 exchange.density=0.2", (5e-3,)),
+    "sgd dense": ("", f"{DENSE} {EXACT} {SGD}", (0.1, 0.3)),
+    "sgd ef14": ("", f"exchange.every=1 exchange.density=0.01 {SGD}", (0.1, 0.3)),
+    "sgd dgc": ("", f"exchange.every=1 exchange.density=0.01 exchange.error_feedback=dgc {SGD0}", (0.1, 0.3)),
+    "80 % packed": ("", f"{MASKS} masks.sparsity=0.8 exchange.regime=packed {EVERY}", (1e-2, 2e-2)),
+    "95 % packed": ("", f"{MASKS} masks.sparsity=0.95 exchange.regime=packed {EVERY}", (2e-2,)),
+    "80 % H=5 d=0.05": ("", f"{MASKS} masks.sparsity=0.8 exchange.every=5 exchange.density=0.05", (2e-2,)),
+    "95 % H=5 d=0.05": ("", f"{MASKS} masks.sparsity=0.95 exchange.every=5 exchange.density=0.05", (2e-2,)),
     "90 % H=5 d=0.05": ("90 % local steps 5", f"{MASKS} exchange.every=5 exchange.density=0.05", (1e-2, 2e-2)),
 }
 FINALISTS = {
