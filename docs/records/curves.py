@@ -64,7 +64,7 @@ SETTINGS: dict[str, tuple[str, str, tuple[float, ...]]] = {
     "H=5 d=0.05 tensor": ("", "exchange.every=5 exchange.density=0.05 exchange.bucket_elements=1", (5e-3,)),
     "H=5 d=0.05 warm-up": ("", "exchange.every=5 exchange.density=0.05 exchange.warmup=0.1", (5e-3,)),
     "H=5 d=0.05 outer 0.5": ("", f"{OUTER} exchange.every=5 exchange.density=0.05", (5e-3,)),
-    "H=20 d=0.2": ("", "exchange.every=20 exchange.density=0.2", (5e-3,)),
+    "H=25 d=0.25": ("", "exchange.every=25 exchange.density=0.25", (5e-3,)),
     "sgd dense": ("", f"{DENSE} {EXACT} {SGD}", (0.1, 0.3)),
     "sgd ef14": ("", f"exchange.every=1 exchange.density=0.01 {SGD}", (0.1, 0.3)),
     "sgd dgc": ("", f"exchange.every=1 exchange.density=0.01 exchange.error_feedback=dgc {SGD0}", (0.1, 0.3)),
