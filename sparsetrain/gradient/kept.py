@@ -109,9 +109,3 @@ class Kept:
         except OSError:
             with contextlib.suppress(OSError):
                 beside.unlink()
-
-
-def usual_folder() -> pathlib.Path:
-    """Return where the calibrations of this user lie."""
-    home = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    return pathlib.Path(home) / "sparsetrain" / "calibrations"

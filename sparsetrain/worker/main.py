@@ -21,9 +21,8 @@ from sparsetrain.collective.transport import Alone
 from sparsetrain.collective.world import World
 from sparsetrain.config.errors import JobError
 from sparsetrain.config.job import Job
-from sparsetrain.gradient.kept import usual_folder
 from sparsetrain.worker import interface
-from sparsetrain.worker.environment import Place
+from sparsetrain.worker.environment import Place, calibrations
 
 Log = Callable[[str], None]
 AGENT_STORE = "TORCHELASTIC_USE_AGENT_STORE"  # torchrun's agent serves the store at the master's port
@@ -60,7 +59,7 @@ def run_worker(
         world = World(
             rank=place.rank, size=place.size, local_rank=place.local_rank, node=place.node, transport=transport
         )
-        return train(job, world, folder, log, show, usual_folder())
+        return train(job, world, folder, log, show, calibrations(os.environ))
 
 
 def check_size(job: Job, place: Place) -> Job:

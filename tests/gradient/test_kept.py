@@ -2,7 +2,6 @@
 
 import functools
 import json
-import os
 import pathlib
 
 import pytest
@@ -16,7 +15,7 @@ from sparsetrain.config.load import checked
 from sparsetrain.gradient import automatic
 from sparsetrain.gradient.cost import Network
 from sparsetrain.gradient.exchange import GradientExchange
-from sparsetrain.gradient.kept import Calibration, Kept, usual_folder
+from sparsetrain.gradient.kept import Calibration, Kept
 from sparsetrain.gradient.stages import Costs
 
 NETWORK = Network(latency_s=1e-4, reduce_rate=2e7, gather_rate=1e7)
@@ -63,13 +62,6 @@ def test_a_folder_that_cannot_be_written_is_no_error(tmp_path):
 def test_other_nodes_have_another_file(tmp_path):
     here, there = Kept(tmp_path, World(node="a")).path, Kept(tmp_path, World(node="b")).path
     assert here != there and here == Kept(tmp_path, World(node="a")).path
-
-
-def test_it_lies_in_the_users_cache(monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", "/x")
-    assert usual_folder() == pathlib.Path("/x/sparsetrain/calibrations")
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    assert usual_folder() == pathlib.Path(os.path.expanduser("~")) / ".cache/sparsetrain/calibrations"
 
 
 def one_run(world: World, folder: pathlib.Path) -> None:
