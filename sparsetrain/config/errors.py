@@ -27,6 +27,8 @@ def describe(error: ValidationError, fields: Any) -> str:
         line = (
             f"{dotted}: unknown key (given {_short(given)}); allowed: {', '.join(allowed)}{nearest(path[-1], allowed)}"
         )
+    elif kind == "too_short":
+        line = f"{dotted}: is empty; wants at least one"
     elif kind in ("missing", "missing_argument", "missing_keyword_only_argument"):
         line = f"{dotted}: is missing"
     else:
