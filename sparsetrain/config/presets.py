@@ -57,7 +57,8 @@ def text_gpt() -> Tree:
 def wan() -> Tree:
     """Links of up to 10 Mbit/s: ten local steps of AdamW, the top tenth of their difference in int8.
 
-    From about 100 Mbit/s on `ethernet_1g` is sooner at a loss, since it needs fewer steps. A larger learning rate than dense training's suits it, a smaller one when `every` grows. docs/records/when.md.
+    From about 100 Mbit/s on `ethernet_1g` is sooner at a loss, since it needs fewer steps. A larger learning rate than
+    dense training's suits it, a smaller one when `every` grows. docs/records/when.md.
     """
     return _over({"regime": "sparse", "density": 0.1, "every": 10, "values": "int8"}, learning_rate=5e-3, name="wan")
 
