@@ -1,6 +1,6 @@
 """Losses along the way, and from them how many steps, bytes and seconds a setting takes to a loss.
 
-    torchrun --standalone --nproc-per-node RANKS docs/records/curves.py FILE STEPS [SEED ...]
+    torchrun --standalone --nproc-per-node RANKS docs/records/curves.py FILE STEPS [SEED ...] [large]
     python docs/records/curves.py FILE LOSS [STEP.json ...]
 
 The first trains every setting that FILE does not hold yet for these seeds (default 0) on this number of ranks. The
@@ -74,13 +74,16 @@ SETTINGS: dict[str, tuple[str, str, tuple[float, ...]]] = {
     "95 % H=5 d=0.05": ("", f"{MASKS} masks.sparsity=0.95 exchange.every=5 exchange.density=0.05", (2e-2,)),
     "90 % H=5 d=0.05": ("90 % local steps 5", f"{MASKS} exchange.every=5 exchange.density=0.05", (1e-2, 2e-2)),
 }
+# One confirmation with 9.9 M weights; its learning rates are smaller, as those of larger models are.
+LARGE = "model.layers=8 model.width=320 model.heads=5 train.evaluate_every=25 train.evaluate_batches=10"
+CONFIRMED = {"dense fp32": (1e-3, 2e-3), "lowrank 4": (1e-3,), "H=5 d=0.05": (1e-3, 2e-3)}
 FINALISTS = {
     *("dense fp32 0.002", "dense fp32 0.003", "lowrank 4 0.003", "torch PowerSGD 4 0.003", "H=5 d=0.05 0.005"),
     *("H=10 d=0.1 0.005", "90 % packed 0.02", "90 % H=5 d=0.05 0.02"),
 }
 
 
-def run(path: pathlib.Path, steps: int, seeds: list[int]) -> None:
+def run(path: pathlib.Path, steps: int, seeds: list[int], large: bool) -> None:
     """Train what is missing. Every rank calls this."""
     dist.init_process_group("gloo", timeout=datetime.timedelta(hours=4))
     torch.set_num_threads(1)
@@ -88,12 +91,13 @@ def run(path: pathlib.Path, steps: int, seeds: list[int]) -> None:
     held = {(row["name"], row["seed"], row["ranks"], row["length"]) for row in rows(path)}
     dist.barrier()
     for seed in seeds:
-        for kind, (_, settings, rates) in SETTINGS.items():
-            for rate in rates:
+        for kind, (_, settings, usual) in SETTINGS.items():
+            for rate in CONFIRMED.get(kind, ()) if large else usual:
                 name = f"{kind} {rate:g}"
                 if (name, seed, dist.get_world_size(), steps) in held or (seed and name not in FINALISTS):
                     continue
-                job = f"{COMMON} train.steps={steps} {settings} optimizer.learning_rate={rate}"
+                common = f"{COMMON} {LARGE}" if large else COMMON
+                job = f"{common} train.steps={steps} {settings} optimizer.learning_rate={rate}"
                 found = hooked(job, seed, int(kind[-1])) if kind.startswith("torch") else once(job, seed)
                 row = {
                     "name": name,
@@ -215,8 +219,9 @@ def _timed(line: dict[str, Any], steps: float, step: str, measured: list[dict[st
 
 if __name__ == "__main__":
     target = pathlib.Path(sys.argv[1])
-    numbers = [each for each in sys.argv[2:] if not each.endswith(".json")]
+    large = "large" in sys.argv
+    numbers = [each for each in sys.argv[2:] if not each.endswith(".json") and each != "large"]
     if "RANK" in os.environ:
-        run(target, int(numbers[0]), [int(each) for each in numbers[1:]] or [0])
+        run(target, int(numbers[0]), [int(each) for each in numbers[1:]] or [0], large)
     else:
         show(target, float(numbers[0]), [pathlib.Path(each) for each in sys.argv[2:] if each.endswith(".json")])
