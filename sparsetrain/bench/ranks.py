@@ -35,6 +35,7 @@ MPI = {
 TAIL = 12  # lines of a failed rank
 POLL_S = 0.1
 CHANGE_S = 30.0
+LONGEST_S = 1e6
 
 
 class RankFailed(RuntimeError):
@@ -59,8 +60,8 @@ class Ranks:
     def __post_init__(self) -> None:
         """Raise ValueError where a number makes no sense."""
         links.parse_rate(self.rate)
-        if self.hosts < 2 or self.limit_s <= 0:
-            raise ValueError("want at least 2 hosts and a second")
+        if self.hosts < 2 or not 0 < self.limit_s < LONGEST_S:
+            raise ValueError(f"want at least 2 hosts, and a limit of seconds above 0 and below {LONGEST_S:g}")
         if self.loopback and self.rate != "none":
             raise ValueError(f"rate {self.rate}: loopback has no rate; allowed: none")
         if self.then is not None:

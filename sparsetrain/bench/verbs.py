@@ -58,6 +58,9 @@ _links = _options(
 )
 
 
+RATES = ("none", "1gbit", "200mbit", "50mbit")
+
+
 @click.group(cls=Verbs)
 def bench() -> None:
     """Measure on this machine: kernels, codes, and the exchange over links of a given rate."""
@@ -194,7 +197,7 @@ def bench_step(
 
 @bench.command("auto")
 @click.option("--hosts", type=click.IntRange(2), multiple=True, default=(2, 4), show_default=True, help="Ranks.")
-@click.option("--rate", "rates", multiple=True, default=("none", "1gbit", "200mbit", "50mbit"), show_default=True)
+@click.option("--rate", "rates", multiple=True, default=RATES, show_default=True)
 @click.option("--then", help="Rate that the links change to when the planner has settled.")
 @click.option("--sparsity", "sparsities", type=float, multiple=True, default=(0.0, 0.9), show_default=True)
 @click.option("--loopback", is_flag=True, help="Plain processes instead of network namespaces; needs no root.")
@@ -202,9 +205,7 @@ def bench_step(
 @click.option("--batch", type=int, default=8, show_default=True, help="Sequences a rank and step.")
 @click.option("--density", type=float, default=0.01, show_default=True, help="Share of the entries that sparse sends.")
 @click.option("--rank", type=int, default=4, show_default=True, help="Of lowrank's factors.")
-@click.option(
-    "--factor", type=float, default=1.0, show_default=True, help="Steps of sparse and lowrank to dense's loss."
-)
+@click.option("--factor", type=float, default=1.0, show_default=True, help="Steps of lossy regimes to equal loss.")
 @click.option("--steps", type=int, default=5, show_default=True, help="Steps in a turn.")
 @click.option("--rounds", type=int, default=5, show_default=True, help="Turns of each candidate.")
 @click.option("--limit", type=float, default=600.0, show_default=True, help="Seconds after which a rank is ended.")
@@ -229,6 +230,8 @@ def bench_auto(
     from sparsetrain.bench.auto import Plan, cells, measure, show
 
     with _refusing("bench auto"):
+        if loopback and set(rates) - {*RATES, "none"}:
+            raise ValueError(f"rate {', '.join(rates)}: loopback has no rate; allowed: none")
         plans = [
             (
                 _ranks(count, None if loopback else rate, loopback, limit, 2, then=then),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pathlib
@@ -30,14 +31,21 @@ class Choices:
         self.told = len(decisions)
         rows = [*self.earlier, *(decision.row() for decision in decisions)]
         beside = self.path.with_name(f"{self.path.name}.{os.getpid()}.part")
-        beside.write_text(json.dumps({"version": VERSION, "decisions": rows}, indent=1), encoding="utf-8")
-        beside.replace(self.path)
+        try:
+            beside.write_text(json.dumps({"version": VERSION, "decisions": rows}, indent=1), encoding="utf-8")
+            beside.replace(self.path)
+        except OSError as error:  # it only informs: training goes on
+            log(f"{self.path.name}: not written: {error.strerror}")
+            with contextlib.suppress(OSError):
+                beside.unlink()
 
 
 def _read(path: pathlib.Path) -> list[dict[str, Any]]:
     """Return the decisions in the file, and none where it is not what `tell` writes: it only informs."""
     try:
+        if not path.is_file():  # a pipe would keep us waiting
+            return []
         found = json.loads(path.read_text(encoding="utf-8"))["decisions"]
         return [row for row in found if isinstance(row["exchange"], int)]
-    except (OSError, ValueError, LookupError, TypeError):
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return []

@@ -7,7 +7,7 @@ import math
 import pathlib
 import resource
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -95,6 +95,7 @@ class Trainer:
             state.sync_masks()
         self.tracker = Tracker(_sinks(state, self.folder, self.show), self.log)
         self.window = Window(self.world.transport.meter, state.exchange.seconds)
+        planner = state.exchange.planner
         choices = Choices(self.folder / "regimes.json", state.exchange.step) if self.world.rank == 0 else None
         if hasattr(state.data, "describe"):
             self.log(f"data: {', '.join(f'{key} {value}' for key, value in state.data.describe().items())}")
@@ -102,11 +103,13 @@ class Trainer:
             self.log(f"masks: {state.masks.describe()}")
         for line in advice(job):
             self.log(f"note: {line}")
+        if planner is not None and planner.begun:
+            self.log(f"exchange: auto goes on with {_named(state.exchange.choice())}")
         self.began = time.perf_counter() - state.wall_s
         while state.step < job.train.steps:
             report = self.train_step()
-            if choices is not None and state.exchange.planner is not None:
-                choices.tell(state.exchange.planner.decisions, self.log)
+            if choices is not None and planner is not None:
+                choices.tell(planner.decisions, self.log)
             done = state.step == job.train.steps
             state.wall_s = time.perf_counter() - self.began
             row: dict[str, float] = {}
@@ -118,6 +121,12 @@ class Trainer:
                 self._record(row, report)
             if done or (job.checkpoint.every and state.step % job.checkpoint.every == 0):
                 save(state, self.checkpoints)
+        if planner is not None and planner.begun and not planner.settled:
+            said = "had not yet decided" if not planner.decisions else "was about to decide anew"
+            self.log(
+                f"exchange: auto {said} after {state.exchange.step} exchanges; at last it tried "
+                f"{_named(state.exchange.choice())}"
+            )
         if not self.evaluation:
             self._evaluate()
         return {
@@ -270,6 +279,10 @@ def _sinks(state: RunState, folder: pathlib.Path, show: Callable[[Row], None]) -
     if job.log.wandb.mode != "disabled":
         sinks["W&B"] = lambda: WandbSink(job.log.wandb, folder, job.name, to_tree(job))
     return sinks
+
+
+def _named(choice: Sequence[str]) -> str:
+    return ", ".join(sorted(set(choice)))
 
 
 def _mask_figures(state: RunState, report: Report | None, evaluated: bool) -> dict[str, float]:

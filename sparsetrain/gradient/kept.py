@@ -20,22 +20,23 @@ from pydantic import Field, ValidationError
 
 from sparsetrain.collective.world import World
 from sparsetrain.config.component import STRICT, adapter
-from sparsetrain.config.job import Exchange
+from sparsetrain.gradient.calibration import FASTEST
 from sparsetrain.gradient.cost import Network
 from sparsetrain.gradient.stages import Costs
 
 VERSION = 1
 LARGEST = 1 << 20  # bytes of a file that is read
-Seconds = Annotated[float, Field(ge=0, lt=1e6, allow_inf_nan=False)]
-Rate = Annotated[float, Field(gt=0, le=1e15, allow_inf_nan=False)]
+Seconds = Annotated[float, Field(ge=0, le=60, allow_inf_nan=False)]
+Rate = Annotated[float, Field(ge=1e3, le=FASTEST, allow_inf_nan=False)]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Stage:
-    """Seconds per element of a bucket with `share` of its coordinates active, under some settings."""
+    """Seconds per element of a bucket with `share` of its coordinates active. `settings` is text that is only compared:
+    what a file names is never looked up."""
 
     __pydantic_config__ = STRICT
-    settings: Exchange
+    settings: Annotated[str, Field(max_length=10_000)]
     share: Annotated[float, Field(ge=0, le=1)]
     select_s: Seconds
     merge_s: Seconds
@@ -53,7 +54,7 @@ class Calibration:
     stages: tuple[Stage, ...] = ()
 
     @classmethod
-    def of(cls, network: Network, known: list[tuple[Exchange, float, Costs]]) -> Calibration:
+    def of(cls, network: Network, known: list[tuple[str, float, Costs]]) -> Calibration:
         """Return what was measured."""
         stages = [
             Stage(settings=settings, share=share, select_s=costs.select_s, merge_s=costs.merge_s)
@@ -66,7 +67,7 @@ class Calibration:
         return Network(latency_s=self.latency_s, reduce_rate=self.reduce_rate, gather_rate=self.gather_rate)
 
     @property
-    def known(self) -> list[tuple[Exchange, float, Costs]]:
+    def known(self) -> list[tuple[str, float, Costs]]:
         """Return the stages as StageBook holds them."""
         return [(each.settings, each.share, Costs(each.select_s, each.merge_s)) for each in self.stages]
 
@@ -86,11 +87,10 @@ class Kept:
         """Return what rank 0's file holds, on all ranks; None where there is none that can be read. Collective."""
         text = b""
         if self.world.rank == 0:
-            try:
-                with self.path.open("rb") as file:
-                    text = file.read(LARGEST)
-            except OSError:
-                pass
+            with contextlib.suppress(OSError):
+                if self.path.is_file():  # a pipe would keep us waiting
+                    with self.path.open("rb") as file:
+                        text = file.read(LARGEST)
         text = self.world.transport.gather_bytes(text)[0]
         try:
             return adapter(Calibration).validate_json(text)

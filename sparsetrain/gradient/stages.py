@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import time
 from collections.abc import Callable, Sequence
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from sparsetrain.collective.world import World
+from sparsetrain.config.component import adapter
 from sparsetrain.config.job import Exchange
 from sparsetrain.gradient.channel import Channel
 from sparsetrain.gradient.cost import Network, Stages
@@ -42,7 +44,7 @@ class StageBook:
         self.world = world
         self.device = device
         self.keep = keep
-        self.known: list[tuple[Exchange, float, Costs]] = []
+        self.known: list[tuple[str, float, Costs]] = []  # settings as text, share of active coordinates, costs
 
     def stages(
         self, channels: Sequence[Channel], settings: Sequence[Exchange], network: Network, density: float
@@ -63,11 +65,12 @@ class StageBook:
         return found
 
     def _costs(self, settings: Exchange, share: float, network: Network, density: float) -> Costs:
+        key = json.dumps(adapter(Exchange).dump_python(settings, mode="json"), sort_keys=True)
         for known, at, costs in self.known:
-            if known == settings and abs(at - share) <= 0.1 * share:
+            if known == key and abs(at - share) <= 0.1 * share:
                 return costs
         costs = self._measure(settings, share, network, density)
-        self.known.append((settings, share, costs))
+        self.known.append((key, share, costs))
         self.keep(network)
         return costs
 

@@ -1,6 +1,7 @@
 """What the planner decides is told, written, saved, and taken up again."""
 
 import json
+import os
 import pathlib
 
 import pytest
@@ -39,6 +40,27 @@ def test_every_decision_is_told_once_and_all_are_written(tmp_path):
     choices.tell([decision(4), decision(30)], said.append)
     assert [line.partition(":")[0] for line in said] == ["exchange 4", "exchange 30"]
     assert exchanges(path) == [4, 30]
+
+
+def test_a_file_that_cannot_be_written_does_not_end_the_training(tmp_path):
+    path, said = tmp_path / "regimes.json", []
+    path.mkdir()
+    Choices(path, since=3).tell([decision(4)], said.append)
+    assert said[-1] == "regimes.json: not written: Is a directory"
+    assert [each.name for each in tmp_path.iterdir()] == ["regimes.json"]
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", '{"decisions": 3}', '{"decisions": ' + "[" * 200_000])
+def test_a_file_of_somebody_else_is_as_none(tmp_path, text):
+    path = tmp_path / "regimes.json"
+    path.write_text(text)
+    Choices(path, since=20).tell([decision(25)], lambda line: None)
+    assert exchanges(path) == [25]
+
+
+def test_a_pipe_in_its_place_keeps_nobody_waiting(tmp_path):
+    os.mkfifo(tmp_path / "regimes.json")
+    assert Choices(tmp_path / "regimes.json", since=20).earlier == []
 
 
 def test_an_attempt_keeps_what_led_to_its_checkpoint(tmp_path):

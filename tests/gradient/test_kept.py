@@ -2,6 +2,7 @@
 
 import functools
 import json
+import os
 import pathlib
 
 import pytest
@@ -11,7 +12,6 @@ from sparsetrain.collective.simulated import Simulation
 from sparsetrain.collective.world import World
 from sparsetrain.config.component import adapter
 from sparsetrain.config.job import Exchange
-from sparsetrain.config.load import checked
 from sparsetrain.gradient import automatic
 from sparsetrain.gradient.cost import Network
 from sparsetrain.gradient.exchange import GradientExchange
@@ -19,7 +19,7 @@ from sparsetrain.gradient.kept import Calibration, Kept
 from sparsetrain.gradient.stages import Costs
 
 NETWORK = Network(latency_s=1e-4, reduce_rate=2e7, gather_rate=1e7)
-KNOWN = [(checked(Exchange(regime="lowrank", rank=2)), 0.5, Costs(1e-9, 2e-9))]
+KNOWN = [("settings", 0.5, Costs(1e-9, 2e-9))]
 
 
 def test_what_was_written_is_read(tmp_path):
@@ -43,12 +43,20 @@ def test_what_was_written_is_read(tmp_path):
         b'{"version": 1, "latency_s": 0, "reduce_rate": 1, "gather_rate": 0, "stages": []}',
         b'{"version": 1, "latency_s": NaN, "reduce_rate": 1, "gather_rate": 1, "stages": []}',
         b'{"version": 1, "latency_s": 0, "reduce_rate": 1, "gather_rate": 1, "stages": [], "more": 1}',
-        b'{"version": 1, "latency_s": 0, "reduce_rate": 1, "gather_rate": 1, "stages": [{"settings": {"rank": "x"}}]}',
+        b'{"version": 1, "latency_s": 0, "reduce_rate": 1e6, "gather_rate": 1e6, "stages": [{"settings": {"a": "b"}}]}',
+        b'{"version": 1, "latency_s": 1e5, "reduce_rate": 1e6, "gather_rate": 1e6, "stages": []}',
+        b'{"version": 1, "latency_s": 0, "reduce_rate": 1e6, "gather_rate": 1e-300, "stages": []}',
     ],
 )
 def test_another_file_is_as_none(tmp_path, text):
     kept = Kept(tmp_path, World())
     kept.path.write_bytes(text)
+    assert kept.read() is None
+
+
+def test_a_pipe_in_its_place_keeps_nobody_waiting(tmp_path):
+    kept = Kept(tmp_path, World())
+    os.mkfifo(kept.path)
     assert kept.read() is None
 
 
@@ -82,7 +90,7 @@ def test_a_second_run_measures_nothing_again_unless_the_links_are_others(tmp_pat
     assert sorted(measured) == [0, 1]
     (file,) = tmp_path.iterdir()
     before = json.loads(file.read_text())
-    assert {stage["settings"]["regime"] for stage in before["stages"]} == {"dense", "sparse"}
+    assert {json.loads(stage["settings"])["regime"] for stage in before["stages"]} == {"dense", "sparse"}
     Simulation(2).run(run)
     assert len(measured) == 2 and json.loads(file.read_text()) == before
 
