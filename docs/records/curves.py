@@ -74,7 +74,7 @@ SETTINGS: dict[str, tuple[str, str, tuple[float, ...]]] = {
     "95 % H=5 d=0.05": ("", f"{MASKS} masks.sparsity=0.95 exchange.every=5 exchange.density=0.05", (2e-2,)),
     "90 % H=5 d=0.05": ("90 % local steps 5", f"{MASKS} exchange.every=5 exchange.density=0.05", (1e-2, 2e-2)),
 }
-# One confirmation with 9.9 M weights; its learning rates are smaller, as those of larger models are.
+# One confirmation with 10 M weights; its learning rates are smaller, as those of larger models are.
 LARGE = "model.layers=8 model.width=320 model.heads=5 train.evaluate_every=25 train.evaluate_batches=10"
 CONFIRMED = {"dense fp32": (1e-3, 2e-3), "lowrank 4": (1e-3,), "H=5 d=0.05": (1e-3, 2e-3)}
 FINALISTS = {
