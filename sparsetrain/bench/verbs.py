@@ -197,7 +197,7 @@ def bench_step(
 
 @bench.command("auto")
 @click.option("--hosts", type=click.IntRange(2), multiple=True, default=(2, 4), show_default=True, help="Ranks.")
-@click.option("--rate", "rates", multiple=True, default=RATES, show_default=True)
+@click.option("--rate", "rates", multiple=True, help=f"Default: {', '.join(RATES)}.")
 @click.option("--then", help="Rate that the links change to when the planner has settled.")
 @click.option("--sparsity", "sparsities", type=float, multiple=True, default=(0.0, 0.9), show_default=True)
 @click.option("--loopback", is_flag=True, help="Plain processes instead of network namespaces; needs no root.")
@@ -230,11 +230,9 @@ def bench_auto(
     from sparsetrain.bench.auto import Plan, cells, measure, show
 
     with _refusing("bench auto"):
-        if loopback and set(rates) - {*RATES, "none"}:
-            raise ValueError(f"rate {', '.join(rates)}: loopback has no rate; allowed: none")
         plans = [
             (
-                _ranks(count, None if loopback else rate, loopback, limit, 2, then=then),
+                _ranks(count, rate, loopback, limit, 2, then=then),
                 Plan(
                     layers=layers,
                     batch=batch,
@@ -246,7 +244,7 @@ def bench_auto(
                     rounds=rounds,
                 ),
             )
-            for rate, count, sparsity in cells(("none",) if loopback else rates, hosts, sparsities)
+            for rate, count, sparsity in cells(rates or (("none",) if loopback else RATES), hosts, sparsities)
         ]
         rows = []
         for ranks, plan in plans:

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sparsetrain.config.cache import cache_folder
 from sparsetrain.config.errors import JobError
 
 # sha256 of the decompressed files: packagers compress them anew.
@@ -63,7 +64,7 @@ class FashionMNIST:
 
 
 def _cache() -> pathlib.Path:
-    return pathlib.Path(os.environ.get("XDG_CACHE_HOME", pathlib.Path.home() / ".cache")) / "sparsetrain/fashion-mnist"
+    return cache_folder(os.environ) / "fashion-mnist"
 
 
 def _find(config: FashionMNIST.Config) -> pathlib.Path:

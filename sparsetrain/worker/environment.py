@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import pathlib
 import socket
 from collections.abc import Mapping
 
@@ -73,9 +72,3 @@ def _number(env: Mapping[str, str], key: str) -> int:
         return int(env[key])
     except ValueError:
         raise JobError(f"{key}: must be a whole number (given {env[key]!r})") from None
-
-
-def calibrations(env: Mapping[str, str]) -> pathlib.Path:
-    """Return the folder where `regime: auto` keeps what it has measured for this user."""
-    home = env.get("XDG_CACHE_HOME") or pathlib.Path(env.get("HOME") or pathlib.Path.home()) / ".cache"
-    return pathlib.Path(home) / "sparsetrain" / "calibrations"

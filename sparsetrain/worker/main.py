@@ -19,10 +19,11 @@ import torch.distributed as dist
 from sparsetrain.collective.torch_dist import TorchTransport
 from sparsetrain.collective.transport import Alone
 from sparsetrain.collective.world import World
+from sparsetrain.config.cache import cache_folder
 from sparsetrain.config.errors import JobError
 from sparsetrain.config.job import Job
 from sparsetrain.worker import interface
-from sparsetrain.worker.environment import Place, calibrations
+from sparsetrain.worker.environment import Place
 
 Log = Callable[[str], None]
 AGENT_STORE = "TORCHELASTIC_USE_AGENT_STORE"  # torchrun's agent serves the store at the master's port
@@ -59,7 +60,7 @@ def run_worker(
         world = World(
             rank=place.rank, size=place.size, local_rank=place.local_rank, node=place.node, transport=transport
         )
-        return train(job, world, folder, log, show, calibrations(os.environ))
+        return train(job, world, folder, log, show, cache_folder(os.environ) / "calibrations")
 
 
 def check_size(job: Job, place: Place) -> Job:

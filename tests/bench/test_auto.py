@@ -65,7 +65,8 @@ def test_the_choice_follows_the_links():
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--rate", "rubbish", "--loopback"], "loopback has no rate"),
+        (["--rate", "rubbish", "--loopback"], "rate 'rubbish'"),
+        (["--rate", "10mbit", "--loopback"], "loopback has no rate"),
         (["--limit", "nan"], "a limit of seconds above 0"),
         (["--factor", "0"], "factor 0: want 0.01 to 100"),
         (["--then", "fast"], "rate 'fast'"),

@@ -6,8 +6,8 @@ import itertools
 
 import pytest
 import torch
-from mpi_ranks import missing, mpi_ranks
 from ranks import gloo_ranks
+from real_ranks import on_real_ranks
 from test_masks import STEPS, Replica, allowed, method_of, structure_of
 
 from sparsetrain import registry
@@ -162,15 +162,7 @@ def alone(case: Case, ranks: int) -> list[str]:
 
 
 @pytest.mark.timeout(240)
-@pytest.mark.parametrize(
-    ("ranks_of", "size"),
-    [
-        (gloo_ranks, 2),
-        (gloo_ranks, 4),
-        pytest.param(mpi_ranks, 2, marks=pytest.mark.skipif(bool(missing()), reason=missing())),
-    ],
-    ids=["gloo 2", "gloo 4", "mpi 2"],
-)
+@on_real_ranks
 def test_real_ranks_hold_what_one_rank_or_simulated_ranks_hold(ranks_of, size):
     cases = pairwise()[:: 1 if ranks_of is gloo_ranks and size == 2 else 6]
     found = ranks_of(size, functools.partial(all_of, cases=cases), seconds=200)

@@ -1,11 +1,9 @@
 from __future__ import annotations
 
-import pathlib
-
 import pytest
 
 from sparsetrain.config.errors import JobError
-from sparsetrain.worker.environment import Place, calibrations, from_environment, from_torchrun
+from sparsetrain.worker.environment import Place, from_environment, from_torchrun
 
 TORCHRUN = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "29500"}
 
@@ -48,8 +46,3 @@ def test_a_wrong_value_is_named(key: str, value: str) -> None:
 
 def test_a_place_can_be_given_outright() -> None:
     assert Place(rank=1, size=2, master_port=1).variables()["RANK"] == "1"
-
-
-def test_calibrations_lie_in_the_users_cache() -> None:
-    assert calibrations({"XDG_CACHE_HOME": "/x", "HOME": "/h"}) == pathlib.Path("/x/sparsetrain/calibrations")
-    assert calibrations({"HOME": "/h"}) == pathlib.Path("/h/.cache/sparsetrain/calibrations")

@@ -20,6 +20,7 @@ import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 
+from sparsetrain.config.cache import cache_folder
 from sparsetrain.kernels.native.library import Library
 
 SOURCES = pathlib.Path(__file__).parent
@@ -108,8 +109,7 @@ def _processor() -> list[str]:
 
 def _cache(env: Mapping[str, str]) -> pathlib.Path | None:
     """Return a folder that nobody else can write to, since what lies in it is loaded as code; None without one."""
-    home = env.get("XDG_CACHE_HOME") or os.path.join(env.get("HOME") or os.path.expanduser("~"), ".cache")
-    folder = pathlib.Path(home) / "sparsetrain" / "kernels"
+    folder = cache_folder(env) / "kernels"
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         facts = folder.stat()

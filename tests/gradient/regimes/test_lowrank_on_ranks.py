@@ -6,8 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from mpi_ranks import missing, mpi_ranks
-from ranks import gloo_ranks
+from real_ranks import on_real_ranks
 from under_way import under_way
 
 from sparsetrain.collective.simulated import Simulation
@@ -172,15 +171,7 @@ def repeated(world: World) -> list[list[dict[str, torch.Tensor]]]:
 
 
 @pytest.mark.timeout(120)
-@pytest.mark.parametrize(
-    ("ranks_of", "size"),
-    [
-        (gloo_ranks, 2),
-        (gloo_ranks, 4),
-        pytest.param(mpi_ranks, 2, marks=pytest.mark.skipif(bool(missing()), reason=missing())),
-    ],
-    ids=["gloo 2", "gloo 4", "mpi 2"],
-)
+@on_real_ranks
 def test_all_ranks_hold_the_same_bits_with_and_without_overlap(ranks_of, size):
     real, simulated = ranks_of(size, repeated), Simulation(size).run(repeated)[0]
     for kind, step, name in itertools.product(range(4), range(5), SHAPES):
