@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.distributed as dist
@@ -15,28 +15,57 @@ import torch.distributed as dist
 import torch.distributed.nn.functional
 from torch import Tensor
 
-from sparsetrain.collective.transport import Transport
+from sparsetrain.collective.connections import Connections
+from sparsetrain.collective.transport import PeerLost, Transport
 from sparsetrain.collective.world import World
 
 RING = 16 * 1024  # bytes of a part from which on it is passed on in a ring: below, latency counts for more
 
 
 class TorchTransport(Transport):
-    """The default process group, or `group`. The group's own time limit bounds every call."""
+    """The default process group, or `group`. The group's own time limit bounds every call, and `cut` ends all of them
+    where `connections` are those of the group. Every call raises PeerLost where another rank cannot be reached."""
 
-    def __init__(self, device: torch.device | None = None, group: dist.ProcessGroup | None = None) -> None:
+    def __init__(
+        self,
+        device: torch.device | None = None,
+        group: dist.ProcessGroup | None = None,
+        connections: Connections | None = None,
+    ) -> None:
         super().__init__(dist.get_rank(group), dist.get_world_size(group), device)
         self.group = group
+        self.connections = connections or Connections()
+
+    def cut(self) -> None:
+        """See Transport."""
+        self.connections.cut()
+        if self.device.type != "cpu" and dist.is_initialized():
+            whole = self.group or dist.group.WORLD
+            assert whole is not None
+            for each in (whole, *(twin.group for twin in self._twins if isinstance(twin, TorchTransport))):
+                if each is not None:
+                    each._get_backend(self.device).abort()
+
+    @contextlib.contextmanager
+    def _reaching(self) -> Iterator[None]:
+        """Turn what torch says of a broken connection or of a time limit into PeerLost."""
+        try:
+            yield
+        except (RuntimeError, ValueError) as error:
+            # ValueError: the group has been destroyed under this thread.
+            raise PeerLost(str(error)) from error
 
     def _all_reduce(self, tensor: Tensor) -> None:
-        dist.all_reduce(tensor, group=self.group)
+        with self._reaching():
+            dist.all_reduce(tensor, group=self.group)
 
     def _all_gather(self, tensor: Tensor) -> list[Tensor]:
         if tensor.device.type == "cpu" and tensor.nbytes >= RING:
             parts = self._pass_on(tensor.view(-1), [tensor.numel()] * self.size)
             return [part.view_as(tensor) for part in parts]
         parts = [torch.empty_like(tensor) for _ in range(self.size)]
-        dist.all_gather(parts, tensor, group=self.group)
+        with self._reaching():
+            dist.all_gather(parts, tensor, group=self.group)
         return parts
 
     def _all_gather_v(self, tensor: Tensor, lengths: Sequence[int]) -> list[Tensor]:
@@ -45,6 +74,10 @@ class TorchTransport(Transport):
         return self._all_to_all_v([tensor] * self.size, lengths)
 
     def _pass_on(self, tensor: Tensor, lengths: Sequence[int]) -> list[Tensor]:
+        with self._reaching():
+            return self._round(tensor, lengths)
+
+    def _round(self, tensor: Tensor, lengths: Sequence[int]) -> list[Tensor]:
         """Send the own part to the right and pass on what comes from the left.
 
         Where all send to all at once they meet in one rank's link, which costs time that no link can make up for.
@@ -82,12 +115,14 @@ class TorchTransport(Transport):
                 messages.append(dist.P2POp(dist.irecv, arrived[source], group=self.group, group_peer=source))
             if parts[to].numel():
                 messages.append(dist.P2POp(dist.isend, parts[to], group=self.group, group_peer=to))
-        for work in dist.batch_isend_irecv(messages) if messages else []:
-            work.wait()
+        with self._reaching():
+            for work in dist.batch_isend_irecv(messages) if messages else []:
+                work.wait()
         return arrived
 
     def _broadcast(self, tensor: Tensor, source: int) -> None:
-        dist.broadcast(tensor, group=self.group, group_src=source)
+        with self._reaching():
+            dist.broadcast(tensor, group=self.group, group_src=source)
 
     def _twin(self) -> Transport:
         whole = self.group or dist.group.WORLD
@@ -95,9 +130,10 @@ class TorchTransport(Transport):
         limit = whole._get_backend(self.device).options._timeout
         ranks = None if self.group is None else dist.get_process_group_ranks(self.group)
         # Only the ranks of a part of the world call this, so only they may be asked to meet.
-        group = dist.new_group(ranks, limit, use_local_synchronization=ranks is not None)
+        with self._reaching(), self.connections.watched():
+            group = dist.new_group(ranks, limit, use_local_synchronization=ranks is not None)
         assert isinstance(group, dist.ProcessGroup)
-        return TorchTransport(self.device, group)
+        return TorchTransport(self.device, group, self.connections)
 
     def _free(self) -> None:
         with contextlib.suppress(ValueError):  # the default group has gone already, and all others with it

@@ -14,6 +14,11 @@ from sparsetrain.collective.meter import ByteMeter, Kind
 LENGTH = 8  # bytes of a length that travels ahead of its data
 
 
+class PeerLost(RuntimeError):
+    """Another rank is gone, does not answer within the limit, or this rank has been cut off: no call on this transport
+    will succeed any more, and what was under way may have arrived at some ranks only."""
+
+
 class Transport(abc.ABC):
     """Collectives over `size` ranks. All ranks must call the same methods in the same order with equal dtypes, and
     with equal shapes where the method does not say otherwise. One thread at a time; another thread takes a `twin`.
@@ -135,6 +140,12 @@ class Transport(abc.ABC):
         if self._is_twin and not self._closed:
             self._closed = True
             self._free()
+
+    def cut(self) -> None:
+        """End every call that is under way here, in whatever thread, with PeerLost; may be called from any thread.
+
+        Nothing happens where a transport has no way to do so: its time limit then ends them.
+        """
 
     def _book(self, kind: Kind, count: float) -> None:
         if self._closed:

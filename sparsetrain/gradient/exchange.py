@@ -98,7 +98,8 @@ class GradientExchange:
         self.planner: Planner | None = None
         if config.regime == "auto":
             self.planner = planner_of(self, dataclasses.replace(world, transport=own), calibrations)
-        self._ended = 0.0  # on the clock; 0: no exchange yet
+        self._arrived: ExchangeStats | None = None  # of an exchange that waits for its commit
+        self._began = self._ended = 0.0  # on the clock; 0: no exchange yet
 
     @torch.no_grad()
     def aggregate(self, gradients: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
@@ -108,20 +109,47 @@ class GradientExchange:
         on any rank gives None on all ranks and changes no state. The tensors returned are reused by the next call.
         Collective: all ranks must call it.
         """
+        means = self.prepare(gradients)
+        self.commit()
+        self.plan()
+        return means
+
+    @torch.no_grad()
+    def prepare(self, gradients: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
+        """Return what `aggregate` does, and change nothing yet: `commit` makes this exchange one that has happened.
+
+        For who wants to know before that everything has arrived everywhere. Without a `commit` the next `prepare`
+        begins where this one did; `plan` comes after both. Collective.
+        """
         if self.planner is not None and not self.planner.begun:
             self.planner.begin()
-        began = time.perf_counter()
+        self._arrived = None
+        self._began = time.perf_counter()
         try:
-            means = self._aggregate(gradients)
+            return self._prepare(gradients)
         finally:
             self._round = None
-            self.seconds += time.perf_counter() - began
+            self.seconds += time.perf_counter() - self._began
+
+    @torch.no_grad()
+    def commit(self) -> None:
+        """Make what `prepare` has brought the present state; nothing crosses ranks."""
+        arrived, self._arrived = self._arrived, None
+        if arrived is not None:
+            self.small.commit()
+            for channel, regime in zip(self.channels, self.regimes, strict=True):
+                regime.commit(channel)
+            self.stats = arrived
+            self.step += 1
+
+    @torch.no_grad()
+    def plan(self) -> None:
+        """Let a planner look at the exchange that was committed, and choose anew where it is time. Collective."""
         if self.planner is not None:
             now = time.perf_counter()
             if self._ended:
-                self.planner.exchanged(self.step, began - self._ended, now - self._ended)
+                self.planner.exchanged(self.step, self._began - self._ended, now - self._ended)
             self._ended = time.perf_counter()
-        return means
 
     @property
     def streams(self) -> bool:
@@ -142,7 +170,7 @@ class GradientExchange:
             while round_.next >= 0 and not round_.missing[round_.next]:
                 self._launch(round_)
 
-    def _aggregate(self, gradients: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
+    def _prepare(self, gradients: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
         round_ = self._begin(gradients)
         # What backward has not offered, unused parameters for instance.
         round_.gradients = {**gradients, **round_.gradients}
@@ -158,13 +186,11 @@ class GradientExchange:
         if not (rounded.finite and all(outcome.finite for outcome in outcomes)):
             self.stats.skipped = True
             return None
-        means = self.small.commit(rounded, self.feedback)
-        for channel, regime in zip(self.channels, self.regimes, strict=True):
-            regime.commit(channel)
+        means = self.small.stage(rounded, self.feedback)
+        for channel in self.channels:
             means.update(channel.spread())
-        self.stats = round_.stats
-        self.stats.distinct = sum(outcome.distinct for outcome in outcomes)
-        self.step += 1
+        round_.stats.distinct = sum(outcome.distinct for outcome in outcomes)
+        self._arrived = round_.stats
         return means
 
     def _begin(self, gradients: Mapping[str, Tensor]) -> _Round:

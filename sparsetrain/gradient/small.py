@@ -29,6 +29,7 @@ class Small:
         self.mean = torch.zeros_like(self.flat)
         self.rest = torch.zeros_like(self.flat)
         self.state: dict[str, Tensor] = {}
+        self.next = (self.rest, self.state)
         self.update: Tensor | None = None  # bool, what is inside the update sets; None: everything
         self.packed = Packed(Packed.Config())
 
@@ -59,11 +60,16 @@ class Small:
         entries = Entries(None, self.flat, shared=True, finite=finite)
         return self.packed.exchange(entries, Frame(self.bucket.size, epoch, number), codec, world, self.mean)
 
-    def commit(self, outcome: Outcome, feedback: Feedback) -> dict[str, Tensor]:
-        """Keep what did not arrive and return what the optimizer shall see, by name."""
-        if outcome.leftover and feedback.fields:
-            self.rest = outcome.leftover[0].values
-        return self.bucket.split(feedback.dense(self.mean, self.state))
+    def stage(self, outcome: Outcome, feedback: Feedback) -> dict[str, Tensor]:
+        """Return what the optimizer shall see, by name, and hold ready what `commit` keeps."""
+        kept = outcome.leftover[0].values if outcome.leftover and feedback.fields else self.rest
+        seen, state = feedback.dense(self.mean, self.state)
+        self.next = (kept, state)
+        return self.bucket.split(seen)
+
+    def commit(self) -> None:
+        """Make what was staged the present state."""
+        self.rest, self.state = self.next
 
     def forget(self) -> None:
         """Keep nothing."""

@@ -40,9 +40,10 @@ class Feedback(abc.ABC):
         """Make the staged state the present one, and `channel.mean` what the optimizer shall see."""
         channel.commit()
 
-    def dense(self, mean: Tensor, state: dict[str, Tensor]) -> Tensor:
-        """Return what the optimizer shall see of tensors that travel dense; `state` is theirs, alike on all ranks."""
-        return mean
+    def dense(self, mean: Tensor, state: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return what the optimizer shall see of tensors that travel dense, and their next state, `state` being the
+        present one, which stays as it is; alike on all ranks."""
+        return mean, state
 
 
 def put_back(buffer: Tensor, outcome: Outcome) -> None:

@@ -61,7 +61,9 @@ class DGC(Feedback):
         channel.stage("residual", channel.buffer)
         channel.stage("momentum", momentum)
 
-    def dense(self, mean: Tensor, state: dict[str, Tensor]) -> Tensor:
+    def dense(self, mean: Tensor, state: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """Momentum after the mean, as the optimizer would have it, since the optimizer has none."""
-        momentum = state.setdefault("momentum", torch.zeros_like(mean)).mul_(self.config.momentum).add_(mean)
-        return mean + self.config.momentum * momentum if self.config.nesterov else momentum.clone()
+        former = state.get("momentum", torch.zeros_like(mean))
+        momentum = (former * self.config.momentum).add_(mean)
+        seen = mean + self.config.momentum * momentum if self.config.nesterov else momentum.clone()
+        return seen, {"momentum": momentum}

@@ -31,19 +31,22 @@ class EF21(Feedback):
         return sparsifier.select(channel.read("local"), channel.buffer, dataclasses.replace(ask, scale=-1.0))
 
     def keep(self, channel: Channel, entries: Entries, outcome: Outcome) -> None:
-        """Remember what h_i will move by."""
+        """Remember what h_i will move by, and stage h + mean, which the optimizer sees."""
         channel.moved = (entries, outcome.leftover)
         channel.release(channel.buffer)
+        estimate = channel.work("estimate")
+        torch.add(channel.read("estimate"), channel.mean, out=estimate)
+        channel.mean.copy_(estimate)
+        channel.stage("estimate", estimate)
 
     def commit(self, channel: Channel) -> None:
-        """h_i += sent, h += mean; the optimizer sees h."""
+        """h_i += sent, h += mean."""
         assert channel.moved is not None
         sent, leftover = channel.moved
-        local, estimate = channel.read("local"), channel.read("estimate")
+        local = channel.read("local")
         add(local, sent)
         for part in leftover:
             add(local, part, -1.0)
-        channel.mean.copy_(estimate.add_(channel.mean))
         channel.moved = None
         channel.commit()
 
