@@ -57,9 +57,10 @@ def looked_at(updates: Sequence[int], points: int) -> list[int]:
 def local_gradients(state: RunState, batch: int) -> Tensors:
     """Return this rank's gradients of the masked tensors for the next batch of another size."""
     assert state.masks is not None
-    sampler = Sampler(state.data.train_size, batch, state.world.rank, state.world.size, state.job.seed)
+    world = state.world
+    sampler = Sampler(state.data.train_size, batch * world.size, world.rank, world.size, state.job.seed)
     with state.forward():
-        loss = state.model.loss(state.data.train_batch(sampler.indices(state.step * sampler.global_batch)))
+        loss = state.model.loss(state.data.train_batch(sampler.indices(state.step * sampler.batch)))
     parameters = state.masks.parameters
     return dict(zip(parameters, torch.autograd.grad(loss, list(parameters.values())), strict=True))
 

@@ -67,11 +67,10 @@ def plain(state: RunState, wrap: Callable[[nn.Module], nn.Module]) -> Step:
         for group, rate in zip(state.optimizer.param_groups, peak, strict=True):
             group["lr"] = rate * factor
         state.optimizer.zero_grad(set_to_none=True)
-        position = state.step * state.global_batch
-        module(state.data.train_batch(state.sampler.indices(position))).backward()
+        module(state.data.train_batch(state.samples())).backward()
         nn.utils.clip_grad_norm_(module.parameters(), job.train.clip)
         state.optimizer.step()
-        state.step += 1
+        state.advance(True)
 
     return step
 

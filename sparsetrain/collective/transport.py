@@ -146,6 +146,7 @@ class Transport(abc.ABC):
 
         Nothing happens where a transport has no way to do so: its time limit then ends them.
         """
+        return
 
     def _book(self, kind: Kind, count: float) -> None:
         if self._closed:

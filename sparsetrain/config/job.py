@@ -7,12 +7,24 @@ Units are in the names or in the comment beside the field. Fractions of a run ar
 from __future__ import annotations
 
 import dataclasses
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
+from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 from sparsetrain.config.component import STRICT, Component, Named
-from sparsetrain.config.numbers import Above0, BelowOne, Count, Density, Few, Fraction, NotNegative, Point, Positive
+from sparsetrain.config.numbers import (
+    LARGEST,
+    Above0,
+    BelowOne,
+    Count,
+    Density,
+    Few,
+    Fraction,
+    NotNegative,
+    Point,
+    Positive,
+)
 
 RegimeName = Literal["dense", "packed", "sparse", "lowrank"]
 
@@ -32,6 +44,9 @@ class Train:
     evaluate_every: Positive = 100  # steps
     evaluate_batches: Positive = 20  # per worker
     skip_limit: Positive = 20  # steps in a row without a finite gradient that end the run
+    # What stays when the number of workers changes: the samples of a step, or those of a worker; then the learning rate
+    # goes with the number.
+    resize: Literal["constant", "scaled"] = "constant"
     init_from: str | None = None  # safetensors file with pretrained weights
 
 
@@ -99,11 +114,46 @@ class Masks:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Workers:
+    """How many workers train: as many as there is room for, from `min` to `max`. A plain number means both."""
+
+    __pydantic_config__ = STRICT
+    min: Positive
+    max: Positive
+
+    def __post_init__(self) -> None:
+        if self.min > self.max:
+            raise ValueError(f"min ({self.min}) is more than max ({self.max})")
+
+    @property
+    def varies(self) -> bool:
+        """Return whether their number may change."""
+        return self.min < self.max
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> CoreSchema:
+        whole = core_schema.plain_serializer_function_ser_schema(_workers_tree)
+        return core_schema.no_info_before_validator_function(_workers, handler(source), serialization=whole)
+
+
+def _workers(value: Any) -> Any:
+    if isinstance(value, dict | Workers):
+        return value
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= LARGEST:
+        raise PydanticCustomError("workers", "must be a whole number from 1 on, or a mapping with min and max")
+    return {"min": value, "max": value}
+
+
+def _workers_tree(workers: Workers) -> Any:
+    return dataclasses.asdict(workers) if workers.varies else workers.max
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Cluster:
     """Where the workers run."""
 
     __pydantic_config__ = STRICT
-    workers: Positive = 2
+    workers: Workers = Workers(min=2, max=2)
     cpus_per_worker: Above0 = 1.0
     gpus_per_worker: NotNegative = 0.0
     address: str | None = None  # an existing Ray cluster; None starts a local one
@@ -111,7 +161,21 @@ class Cluster:
     threads_per_worker: Count = 1  # torch threads; 0 keeps torch's own choice
     interface: str | None = None  # network interface for gloo and nccl; None: the one that routes to rank 0
     start_timeout: Above0 = 120.0  # seconds until all workers must be up
-    collective_timeout: Above0 = 60.0  # seconds per collective
+    first_timeout: Above0 = 300.0  # seconds without progress in a rank's first step
+    collective_timeout: Above0 = 60.0  # seconds per collective, and without a sign of life or progress later on
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Recovery:
+    """What happens when workers are lost (on Ray)."""
+
+    __pydantic_config__ = STRICT
+    crashes: Count = 20  # lost workers that a run survives; 0 ends it with the first one
+    preemptions: Count = 1000  # workers that announced their end
+    spares: Count = 0  # workers that wait, ready, to take a lost one's place
+    backoff: NotNegative = 1.0  # seconds of waiting after the second loss in a row, doubled with each more
+    backoff_limit: NotNegative = 60.0  # seconds
+    calm: Positive = 100  # steps without a loss after which the waiting begins small again
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -161,9 +225,23 @@ class Job:
     exchange: Exchange = Exchange()
     masks: Masks | None = None  # None: dense weights
     cluster: Cluster = Cluster()
+    recovery: Recovery = Recovery()
     checkpoint: Checkpoint = Checkpoint()
     log: Log = Log()
     baseline: tuple[str, ...] = ()  # settings of the run that `--against dense` adds: dense training has its own best
 
 
-__all__ = ["Checkpoint", "Cluster", "Component", "Exchange", "Job", "Log", "Masks", "Outer", "Train", "Wandb"]
+__all__ = [
+    "Checkpoint",
+    "Cluster",
+    "Component",
+    "Exchange",
+    "Job",
+    "Log",
+    "Masks",
+    "Outer",
+    "Recovery",
+    "Train",
+    "Wandb",
+    "Workers",
+]

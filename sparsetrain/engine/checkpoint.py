@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from sparsetrain.collective.meter import Kind
 from sparsetrain.config.component import STRICT, adapter
 from sparsetrain.config.job import RegimeName
-from sparsetrain.config.numbers import Count, Positive
+from sparsetrain.config.numbers import Count
 
 FORMAT = 1
 Tensors = dict[str, Tensor]
@@ -118,7 +118,7 @@ class About:
 
     __pydantic_config__ = STRICT
     format: int
-    step: Positive
+    step: Count
     samples: Annotated[int, Field(ge=0)]
     exchanges: Count
     mask_epoch: Count
@@ -128,6 +128,7 @@ class About:
     sent_bytes: dict[Kind, Annotated[float, Field(ge=0.0)]]
     weights_digest: str
     regimes: list[RegimeName] = dataclasses.field(default_factory=list)  # of each bucket, where they were chosen
+    position: Annotated[int, Field(ge=0)] | None = None  # in the data; None: `samples`
 
 
 def read_about(folder: pathlib.Path) -> About:
@@ -195,7 +196,7 @@ def model_tensors(model: nn.Module) -> Tensors:
     return {**dict(model.named_parameters()), **dict(model.named_buffers())}
 
 
-def load_model(model: nn.Module, tensors: Mapping[str, Tensor], source: pathlib.Path) -> None:
+def load_model(model: nn.Module, tensors: Mapping[str, Tensor], source: str | pathlib.Path) -> None:
     """Load weights by name. Raises CheckpointError naming the first missing, unknown or misshapen tensor."""
     own = model_tensors(model)
     for name in own:

@@ -50,9 +50,10 @@ class ModelProbe:
 
     def _batches(self, count: int) -> Iterator[tuple[Tensor, ...]]:
         state = self.state
-        for number in range(count):
-            position = number * state.job.train.batch_size * state.world.size
+        position = 0
+        for _ in range(count):
             batch = state.data.train_batch(state.sampler.indices(position))
+            position = state.sampler.after(position)
             yield tuple(part.to(state.world.transport.device) for part in batch)
 
     def _gradients(self, batch: tuple[Tensor, ...], keep_graph: bool) -> dict[str, Tensor]:

@@ -5,32 +5,32 @@ from __future__ import annotations
 import contextlib
 import math
 import pathlib
-import resource
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from sparsetrain.collective.world import World
 from sparsetrain.config.check import advice
 from sparsetrain.config.job import Job
-from sparsetrain.config.load import to_tree
 from sparsetrain.engine import checkpoint
 from sparsetrain.engine.choices import Choices
 from sparsetrain.engine.evaluate import evaluate
-from sparsetrain.engine.flow import effective_sparsity
 from sparsetrain.engine.learning_rate import factor_at
+from sparsetrain.engine.pieces import Pieces, Saved, capture, restore
 from sparsetrain.engine.probe import ModelProbe
-from sparsetrain.engine.state import RunState, build, restore, save
-from sparsetrain.engine.update import gradient
+from sparsetrain.engine.rows import figures, sinks
+from sparsetrain.engine.saver import Saver
+from sparsetrain.engine.state import RunState, build
+from sparsetrain.engine.update import Updated, gradient
 from sparsetrain.engine.window import Window
+from sparsetrain.gradient.handover import hand_over
 from sparsetrain.masks.agreement import agree_weights
 from sparsetrain.masks.controller import Report
-from sparsetrain.track.console import RowSink, format_row
-from sparsetrain.track.jsonl import JsonlSink
-from sparsetrain.track.sink import Row, Sink, Tracker
-from sparsetrain.track.wandb import WandbSink
+from sparsetrain.track.console import format_row
+from sparsetrain.track.sink import Row, Tracker
 
 
 class NotFinite(RuntimeError):
@@ -56,13 +56,16 @@ def train(
     except BaseException:
         trainer.tracker.close("failed")
         raise
-    trainer.state.exchange.close()
-    trainer.tracker.close("finished")
+    trainer.close("finished")
     return result
 
 
 class Trainer:
-    """One rank's loop over a RunState."""
+    """One rank's loop over a RunState.
+
+    `recovers`: keep what makes up for a rank that is lost in the middle of a mask update. `recorded`: the last step
+    whose row, evaluation and checkpoint are done.
+    """
 
     def __init__(
         self,
@@ -70,6 +73,7 @@ class Trainer:
         folder: pathlib.Path,
         log: Callable[[str], None],
         show: Callable[[Row], None] | None = None,
+        recovers: bool = False,
     ) -> None:
         self.state = state
         self.job = state.job
@@ -78,55 +82,47 @@ class Trainer:
         self.checkpoints = folder / "checkpoints"
         self.log = log
         self.show = show or (lambda row: log(format_row(row)))
+        self.recovers = recovers and state.world.size > 1
         self.tracker = Tracker({})
         self.window = Window(state.world.transport.meter)
         self.peak = [group["lr"] for group in state.optimizer.param_groups]
         self.evaluation: dict[str, float] = {}
         self.skipped = 0  # steps in a row
         self.began = 0.0  # on the clock, evaluations taken out
+        self.recorded = 0
+        self.norm = float("nan")  # of the last mean gradient
+        self.cost = 0.0  # dense steps that the step under way is worth
+        self.undo: Pieces | None = None  # the state before a mask update, until the next exchange
+        self.before: tuple[Tensor, dict[str, Tensor]] | None = None  # random generator and scores before a step
+        self.saver = Saver(self.checkpoints, self.job.checkpoint.keep, self.world, state.update.assent, log)
 
-    def run(self) -> dict[str, Any]:
-        """Train until the last step; evaluate, record and save where the job says so."""
+    def run(self, resumes: bool = True) -> dict[str, Any]:
+        """Train until the last step, or until a rank asks for another world (then the result says "paused"); evaluate,
+        record and save where the job says so. `resumes`: begin from the newest checkpoint, if there is one."""
         state, job = self.state, self.job
-        self._resume()
+        if resumes:
+            self._resume()
+            self.recorded = state.step
         self._check_replicas()
         if state.masks is not None and state.masks.waits:
             state.masks.initialise(ModelProbe(state))
             state.sync_masks()
-        self.tracker = Tracker(_sinks(state, self.folder, self.show), self.log)
-        self.window = Window(self.world.transport.meter, state.exchange.seconds)
+        self._open()
         planner = state.exchange.planner
         choices = Choices(self.folder / "regimes.json", state.exchange.step) if self.world.rank == 0 else None
-        if hasattr(state.data, "describe"):
-            self.log(f"data: {', '.join(f'{key} {value}' for key, value in state.data.describe().items())}")
-        if state.masks is not None:
-            self.log(f"masks: {state.masks.describe()}")
-        for line in advice(job):
-            self.log(f"note: {line}")
-        if planner is not None and planner.begun:
-            self.log(f"exchange: auto goes on with {_named(state.exchange.choice())}")
         self.began = time.perf_counter() - state.wall_s
-        while state.step < job.train.steps:
+        self._conclude(self._change_masks())  # of a step that other ranks have not seen the end of
+        assent = state.update.assent
+        while state.step < job.train.steps and not (assent.pausing and state.at == state.boundary):
             report = self.train_step()
             if choices is not None and planner is not None:
                 choices.tell(planner.decisions, self.log)
-            done = state.step == job.train.steps
-            state.wall_s = time.perf_counter() - self.began
-            row: dict[str, float] = {}
-            if report and report.rewound:
-                row.update(self.evaluation)
-            elif done or state.step % job.train.evaluate_every == 0:
-                row.update(self._evaluate())
-            if done or row or report or state.step % job.log.every == 0:
-                self._record(row, report)
-            if done or (job.checkpoint.every and state.step % job.checkpoint.every == 0):
-                save(state, self.checkpoints)
-        if planner is not None and planner.begun and not planner.settled:
-            said = "had not yet decided" if not planner.decisions else "was about to decide anew"
-            self.log(
-                f"exchange: auto {said} after {state.exchange.step} exchanges; at last it tried "
-                f"{_named(state.exchange.choice())}"
-            )
+            self._conclude(report)
+        self.saver.finish()
+        if state.step < job.train.steps:
+            hand_over(state.exchange, self.world, assent.leaving)
+            return {"paused": True, "steps": state.step}
+        self._say_undecided()
         if not self.evaluation:
             self._evaluate()
         return {
@@ -142,65 +138,141 @@ class Trainer:
         state, job = self.state, self.job
         self._set_learning_rate()
         last = state.step + 1 == job.train.steps
-        self._forward_backward()
         masks = state.masks
+        self.before = (torch.get_rng_state(), masks.rank_state() if masks is not None else {})
+        self._forward_backward()
         if masks is not None and state.operations is not None:
-            state.dense_steps += state.operations.training(masks.masks, masks.asks_all(state.step + 1))
+            self.cost = state.operations.training(masks.masks, masks.asks_all(state.step + 1))
         if masks is not None and masks.watches(state.step + 1):
             with self.window.span("scores"):
                 # Scores are means of unmasked gradients, so they are taken before anything is masked away.
                 masks.observe(state.step + 1, {name: gradient(p) for name, p in masks.parameters.items()})
         with self.window.span("update"):
             updated = state.update.step(state.step + 1, last)
+        self._stepped(updated)
+        return self._change_masks()
+
+    def _stepped(self, updated: Updated) -> None:
+        """Note a step that has happened on this rank."""
+        state = self.state
         self.window.stepped(updated)
+        self.norm = updated.norm
+        self.before = None
+        if updated.exchanged:
+            self.undo = None
+        state.dense_steps += self.cost
+        state.advance(updated.exchanged)
         self.skipped = self.skipped + 1 if updated.skipped else 0
-        if self.skipped == job.train.skip_limit:
+        if self.skipped == self.job.train.skip_limit:
             raise NotFinite(
-                f"step {state.step + 1}: no finite gradient for {self.skipped} steps in a row (train.skip_limit)"
+                f"step {state.step}: no finite gradient for {self.skipped} steps in a row (train.skip_limit)"
             )
-        report = None
-        if masks is not None and updated.exchanged:
-            masks.mask_weights()
-            if masks.rewinding is not None and masks.is_update(state.step + 1):
-                self._evaluate()  # what the round has come to, before its weights are gone
-            if report := masks.step(state.step + 1, state.optimizer):
-                state.sync_masks()
-            if report and report.rewound:
-                state.forget()
-            masks.check(state.step + 1)
-        state.step += 1
+
+    def _change_masks(self) -> Report | None:
+        """Let the masks follow an exchange, where they have not yet. Collective."""
+        state, masks = self.state, self.state.masks
+        if masks is None or not state.masks_due:
+            return None
+        updates = masks.is_update(state.step)
+        if updates and self.recovers and self.undo is None:
+            self.undo = capture(state).copied()
+        masks.mask_weights()
+        if masks.rewinding is not None and updates:
+            self._evaluate()  # what the round has come to, before its weights are gone
+        report = masks.step(state.step, state.optimizer)
+        if report:
+            state.sync_masks()
+        if report and report.rewound:
+            state.forget()
+        masks.check(state.step)
+        state.masks_due = False
         return report
+
+    def _conclude(self, report: Report | None) -> None:
+        """Evaluate, record and save after a step, where the job says so and it has not been done. Collective."""
+        state, job = self.state, self.job
+        self.saver.heard()
+        if state.step <= self.recorded:
+            return
+        done = state.step == job.train.steps
+        state.wall_s = time.perf_counter() - self.began
+        row: dict[str, float] = {}
+        if report and report.rewound:
+            row.update(self.evaluation)
+        elif done or state.step % job.train.evaluate_every == 0:
+            row.update(self._evaluate())
+        if done or row or report or state.step % job.log.every == 0:
+            self._record(row, report)
+        if done or (job.checkpoint.every and state.step % job.checkpoint.every == 0):
+            with self.window.span("checkpoint"):
+                self.saver.save(capture(state), state.step)
+        self.recorded = state.step
+
+    def _open(self) -> None:
+        """Open the sinks and say what the run is made of."""
+        state, job = self.state, self.job
+        if self.world.rank == 0 and not self.tracker.sinks:
+            self.tracker = Tracker(sinks(state, self.folder, self.show), self.log)
+        self.window = Window(self.world.transport.meter, state.exchange.seconds)
+        if hasattr(state.data, "describe"):
+            self.log(f"data: {', '.join(f'{key} {value}' for key, value in state.data.describe().items())}")
+        if state.masks is not None:
+            self.log(f"masks: {state.masks.describe()}")
+        for line in advice(job):
+            self.log(f"note: {line}")
+        planner = state.exchange.planner
+        if planner is not None and planner.begun:
+            self.log(f"exchange: auto goes on with {_named(state.exchange.choice())}")
+
+    def _say_undecided(self) -> None:
+        exchange = self.state.exchange
+        planner = exchange.planner
+        if planner is not None and planner.begun and not planner.settled:
+            said = "had not yet decided" if not planner.decisions else "was about to decide anew"
+            self.log(
+                f"exchange: auto {said} after {exchange.step} exchanges; at last it tried {_named(exchange.choice())}"
+            )
+
+    def close(self, status: str) -> None:
+        """End the sinks and the threads. Collective."""
+        self.state.exchange.close()
+        self.tracker.close(status)
 
     def _set_learning_rate(self) -> None:
         train, masks = self.job.train, self.state.masks
         step, steps = (self.state.step, train.steps) if masks is None else masks.schedule.position(self.state.step)
         factor = factor_at(step, steps, train.warmup, train.final_learning_rate)
+        if train.resize == "scaled":
+            factor *= self.world.size / self.job.cluster.workers.max
         for group, peak in zip(self.state.optimizer.param_groups, self.peak, strict=True):
             group["lr"] = peak * factor
 
     def _forward_backward(self) -> None:
-        """Leave the gradient, averaged over the accumulated micro-batches, in `.grad`."""
-        state, train = self.state, self.job.train
+        """Leave the gradient, averaged over this rank's samples, in `.grad`, as its share of the mean over ranks."""
+        state = self.state
         state.optimizer.zero_grad(set_to_none=True)
         total = 0.0
+        own = state.samples()
+        # With unequal shares a rank counts by its samples: n_r P / N.
+        weight = len(own) * self.world.size / state.global_batch
+        parts = own.tensor_split(-(-len(own) // self.job.train.batch_size)) if len(own) else ()
         with state.forward(state.step + 1):
-            for micro in range(train.accumulate):
-                total += self._micro_batch(micro)
+            for number, part in enumerate(parts):
+                total += self._micro_batch(part, weight * len(part) / len(own), number + 1 == len(parts))
         self.window.losses.append(total)
 
-    def _micro_batch(self, micro: int) -> float:
+    def _micro_batch(self, samples: Tensor, share: float, last: bool) -> float:
         """Add one micro-batch to the gradients and return its share of the loss."""
-        state, train = self.state, self.job.train
+        state = self.state
         with self.window.span("data"):
-            position = state.step * state.global_batch + micro * train.batch_size * self.world.size
-            batch = state.data.train_batch(state.sampler.indices(position))
+            batch = state.data.train_batch(samples)
             batch = tuple(part.to(self.world.transport.device) for part in batch)
-        state.update.listen(micro + 1 == train.accumulate and state.streams)
+        state.update.listen(last and state.streams)
         with self.window.span("forward_backward"):
             with self._autocast():
                 loss = state.model.loss(batch)
-            (loss / train.accumulate).backward()
-            return float(loss.detach()) / train.accumulate
+            (loss * share if share != 1.0 else loss).backward()
+            return float(loss.detach()) * share
 
     def _autocast(self) -> contextlib.AbstractContextManager[Any]:
         if self.job.train.precision == "fp32":
@@ -231,7 +303,7 @@ class Trainer:
         for name in reversed(found):
             problem = ""
             try:
-                restore(self.state, self.checkpoints / name)
+                restore(self.state, Saved(self.checkpoints / name))
             except checkpoint.CheckpointError as error:
                 problem = str(error)
             problems = [said.decode() for said in self.world.transport.gather_bytes(problem.encode())]
@@ -249,66 +321,10 @@ class Trainer:
         local = torch.tensor([self.window.mean_loss(), self.window.seconds()], dtype=torch.float64)
         total = transport.rank_ordered_sum(local.to(transport.device), "control") / self.world.size
         if self.world.rank == 0:
-            row = {
-                "train/step": state.step,
-                "train/samples": state.step * state.global_batch,
-                "train/loss": float(total[0]),
-                "train/lr": state.optimizer.param_groups[0]["lr"],
-                **row,
-                **self.window.figures(state),
-                **_mask_figures(state, report, bool(row)),
-                "memory/peak_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
-                "memory/residual_gib": state.exchange.state_bytes() / 2**30,
-                "job/world_size": self.world.size,
-                "job/wall_s": state.wall_s,
-            }
+            row = figures(state, self.window, float(total[0]), row, report)
             self.tracker.log({key: value for key, value in row.items() if not math.isnan(value)})
         self.window = Window(transport.meter, state.exchange.seconds)
 
 
-def _sinks(state: RunState, folder: pathlib.Path, show: Callable[[Row], None]) -> dict[str, Callable[[], Sink]]:
-    """Return how to open rank 0's sinks; other ranks have none."""
-    if state.world.rank != 0:
-        return {}
-    folder.mkdir(parents=True, exist_ok=True)
-    job, step = state.job, state.step
-    sinks: dict[str, Callable[[], Sink]] = {
-        "metrics.jsonl": lambda: JsonlSink(JsonlSink.Config(), folder / "metrics.jsonl", step),
-        "console": lambda: RowSink(show),
-    }
-    if job.log.wandb.mode != "disabled":
-        sinks["W&B"] = lambda: WandbSink(job.log.wandb, folder, job.name, to_tree(job))
-    return sinks
-
-
 def _named(choice: Sequence[str]) -> str:
     return ", ".join(sorted(set(choice)))
-
-
-def _mask_figures(state: RunState, report: Report | None, evaluated: bool) -> dict[str, float]:
-    """Return what the masks are like. Operations are shares of dense ones; the training's are those since step 0."""
-    if state.masks is None:
-        return {}
-    masks = state.masks.masks
-    figures = {
-        "mask/sparsity": masks.sparsity(),
-        "mask/epoch": masks.epoch,
-        "mask/nonzeros": sum(masks.counts().values()),
-    }
-    if state.operations is not None:
-        figures["mask/forward_operations"] = state.operations.forward(masks)
-        figures["mask/training_operations"] = state.dense_steps / max(1, state.step)
-    if evaluated:
-        example = state.data.train_batch(state.sampler.indices(0))[0][:1].to(state.world.transport.device)
-        effective = effective_sparsity(state.model, example, masks)
-        figures |= {} if effective is None else {"mask/effective_sparsity": effective}
-    if report is not None:
-        figures |= {
-            "mask/sparsity_target": report.target_sparsity,
-            "mask/unit_sparsity": report.unit_sparsity,
-            "mask/dropped": report.dropped,
-            "mask/grown": report.grown,
-            "mask/churn": report.churn,
-            "mask/explored": report.explored,
-        }
-    return figures

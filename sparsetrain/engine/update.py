@@ -12,8 +12,11 @@ from torch import Tensor, nn
 
 from sparsetrain.collective.world import World
 from sparsetrain.config.job import Outer
+from sparsetrain.engine.assent import Assent
 from sparsetrain.engine.checkpoint import fitting
 from sparsetrain.gradient.exchange import GradientExchange
+
+SINCE = "since/"  # among a rank's own weights: local steps since the exchange, and whether one is due
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,9 +30,20 @@ class Updated:
 
 class Update(Protocol):
     """Turns the gradients in `.grad` into new weights. All ranks call `step` together, with the number of steps that it
-    finishes and whether it is the last."""
+    finishes and whether it is the last.
+
+    Between the arrival of an exchange and its effect all ranks say a word. Where that breaks off, `arrived` is what
+    this rank has of it, and `finish` goes on from there, on this rank alone.
+    """
+
+    assent: Assent
 
     def step(self, step: int, last: bool) -> Updated: ...
+
+    @property
+    def arrived(self) -> Arrived | None: ...
+
+    def finish(self, norm: float) -> Updated: ...
 
     def listen(self, final: bool) -> None: ...
 
@@ -40,6 +54,21 @@ class Update(Protocol):
     def state(self) -> dict[str, Tensor]: ...
 
     def load_state(self, state: Mapping[str, Tensor]) -> None: ...
+
+    def leave_local(self) -> dict[str, Tensor]: ...
+
+    def go_local(self, state: Mapping[str, Tensor]) -> None: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Arrived:
+    """An exchange that waits for the others' words: the step that it belongs to, the means (None: not finite), this
+    rank's norm of them, and whether its own last gradient was finite."""
+
+    step: int
+    means: dict[str, Tensor] | None
+    norm: float = float("nan")
+    finite: bool = True
 
 
 class EveryStep:
@@ -59,8 +88,9 @@ class EveryStep:
         self.optimizer = optimizer
         self.exchange = exchange
         self.clip = clip
-        self.world = world
+        self.assent = Assent(world.transport)
         self.final = False
+        self.waiting: Arrived | None = None
         for name, parameter in parameters.items():
             parameter.register_post_accumulate_grad_hook(functools.partial(self._finished, name))
 
@@ -74,18 +104,35 @@ class EveryStep:
 
     def step(self, step: int, last: bool) -> Updated:
         """Exchange, clip, step. A non-finite gradient on any rank skips the step on all."""
-        means = self.exchange.aggregate({name: gradient(p) for name, p in self.parameters.items()})
-        if means is None:
-            return Updated(float("nan"), True, skipped=True)
-        for name, parameter in self.parameters.items():
-            parameter.grad = means[name].to(parameter.dtype)
-        norm = torch.nn.utils.get_total_norm([means[name] for name in self.parameters]).reshape(1)
+        self.waiting = None
+        means = self.exchange.prepare({name: gradient(p) for name, p in self.parameters.items()})
+        norm = float("nan")
+        if means is not None:
+            norm = float(torch.nn.utils.get_total_norm([means[name] for name in self.parameters]))
+        self.waiting = Arrived(step, means, norm)
         # Rank 0's norm steers everyone: other processors may round a long sum differently.
-        self.world.transport.broadcast(norm, "control")
-        _clip(self.parameters, self.clip, norm)
-        self.pull(step)
+        updated = self.finish(self.assent.gather(norm)[0].norm)
+        self.exchange.plan()
+        return updated
+
+    @property
+    def arrived(self) -> Arrived | None:
+        """See Update."""
+        return self.waiting
+
+    def finish(self, norm: float) -> Updated:
+        """See Update: commit, clip by `norm`, step."""
+        assert self.waiting is not None
+        waiting, self.waiting = self.waiting, None
+        if waiting.means is None:
+            return Updated(float("nan"), True, skipped=True)
+        self.exchange.commit()
+        for name, parameter in self.parameters.items():
+            parameter.grad = waiting.means[name].to(parameter.dtype)
+        _clip(self.parameters, self.clip, torch.tensor(norm, device=self.exchange.device))
+        self.pull(waiting.step)
         self.optimizer.step()
-        return Updated(float(norm), True)
+        return Updated(norm, True)
 
     def set_masks(self, masks: Mapping[str, Tensor]) -> None:
         """Nothing of its own lives on masked coordinates."""
@@ -98,6 +145,13 @@ class EveryStep:
         return {}
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Nothing to load."""
+
+    def leave_local(self) -> dict[str, Tensor]:
+        """Return no tensors: replicas never differ."""
+        return {}
+
+    def go_local(self, state: Mapping[str, Tensor]) -> None:
         """Nothing to load."""
 
 
@@ -116,6 +170,7 @@ class LocalSteps:
         clip: float,
         every: int,
         outer: Outer,
+        world: World,
         mask_gradients: Callable[[], None],
         pull: Callable[[int], None],
     ) -> None:
@@ -126,8 +181,11 @@ class LocalSteps:
         self.clip = clip
         self.every = every
         self.outer = outer
+        self.assent = Assent(world.transport)
         self.mask_gradients = mask_gradients
         self.since = 0
+        self.due = False  # the local steps are done, the exchange is not
+        self.waiting: Arrived | None = None
         self.anchor = {name: p.detach().clone() for name, p in parameters.items()}
         self.momentum = {name: torch.zeros_like(p) for name, p in self.anchor.items()} if outer.momentum else {}
 
@@ -136,30 +194,47 @@ class LocalSteps:
 
     def step(self, step: int, last: bool) -> Updated:
         """Take a local step; at every H-th step and at the last one exchange the difference."""
+        self.waiting = None
         self.mask_gradients()
         gradients = [gradient(parameter) for parameter in self.parameters.values()]
         norm = torch.nn.utils.get_total_norm(gradients).reshape(1)
         finite = bool(torch.isfinite(norm))
-        if finite:
+        if finite and not self.due:
             _clip(self.parameters, self.clip, norm)
             self.pull(step)
             self.optimizer.step()
-        self.since += 1
-        if self.since < self.every and not last:
+        self.since += not self.due
+        self.due = self.since >= self.every or last
+        if not self.due:
             return Updated(float(norm), False, skipped=not finite)
-        self.since = 0
-        return Updated(float(norm), True, skipped=not self._exchange() or not finite)
+        with torch.no_grad():
+            means = self.exchange.prepare({name: self.anchor[name] - p for name, p in self.parameters.items()})
+        self.waiting = Arrived(step, means, float(norm), finite)
+        self.assent.gather(float(norm))
+        updated = self.finish(float(norm))
+        self.exchange.plan()
+        return updated
+
+    @property
+    def arrived(self) -> Arrived | None:
+        """See Update."""
+        return self.waiting
 
     @torch.no_grad()
-    def _exchange(self) -> bool:
-        """Move all replicas to anchor - outer step of the mean difference; False when a rank's was not finite."""
-        means = self.exchange.aggregate({name: self.anchor[name] - p for name, p in self.parameters.items()})
+    def finish(self, norm: float) -> Updated:
+        """See Update: move all replicas to anchor - outer step of the mean difference, or back to the anchor where a
+        rank's was not finite."""
+        assert self.waiting is not None
+        waiting, self.waiting = self.waiting, None
+        self.since, self.due = 0, False
+        if waiting.means is not None:
+            self.exchange.commit()
         for name, parameter in self.parameters.items():
             anchor = self.anchor[name]
-            if means is not None:
-                anchor.sub_(self._direction(name, means[name]), alpha=self.outer.learning_rate)
+            if waiting.means is not None:
+                anchor.sub_(self._direction(name, waiting.means[name]), alpha=self.outer.learning_rate)
             parameter.copy_(anchor)
-        return means is not None
+        return Updated(norm, True, skipped=waiting.means is None or not waiting.finite)
 
     def _direction(self, name: str, mean: Tensor) -> Tensor:
         if not self.outer.momentum:
@@ -190,10 +265,30 @@ class LocalSteps:
     @torch.no_grad()
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """Put back the outer momentum and take the current weights as anchors."""
+        self.since, self.due = 0, False
         for name, parameter in self.parameters.items():
             self.anchor[name].copy_(parameter)
             if name in self.momentum:
                 self.momentum[name] = fitting(f"outer momentum of {name}", state[name], self.momentum[name])
+
+    @torch.no_grad()
+    def leave_local(self) -> dict[str, Tensor]:
+        """Return this rank's own weights between two exchanges and how far it has come, and go back to the anchor;
+        nothing at an exchange."""
+        if not self.since:
+            return {}
+        local = {name: p.detach().clone() for name, p in self.parameters.items()}
+        for name, parameter in self.parameters.items():
+            parameter.copy_(self.anchor[name])
+        return {**local, SINCE: torch.tensor([self.since, int(self.due)])}
+
+    @torch.no_grad()
+    def go_local(self, state: Mapping[str, Tensor]) -> None:
+        """Put back what `leave_local` returned, after `load_state`."""
+        self.since, due = state[SINCE].tolist()
+        self.due = bool(due)
+        for name, parameter in self.parameters.items():
+            parameter.copy_(state[name])
 
 
 def gradient(parameter: nn.Parameter) -> Tensor:

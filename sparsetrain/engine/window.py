@@ -17,7 +17,13 @@ class Window:
     def __init__(self, meter: ByteMeter, exchange_seconds: float = 0.0) -> None:
         self.began = time.perf_counter()
         self.losses: list[float] = []
-        self.spans: dict[str, float] = {"data": 0.0, "forward_backward": 0.0, "scores": 0.0, "update": 0.0}
+        self.spans: dict[str, float] = {
+            "data": 0.0,
+            "forward_backward": 0.0,
+            "scores": 0.0,
+            "update": 0.0,
+            "checkpoint": 0.0,
+        }
         self.norms: list[float] = []
         self.skipped = 0
         self.sent_before = dict(meter.sent)
@@ -75,6 +81,7 @@ class Window:
             "time/forward_backward_s": self.spans["forward_backward"] / steps,
             "time/exchange_s": (exchanging + self.spans["scores"]) / steps,
             "time/optimizer_s": (self.spans["update"] - exchanging) / steps,
+            "time/checkpoint_s": self.spans["checkpoint"] / steps,
             "time/step_s": busy / steps,
             "throughput/samples_per_s": samples / busy if busy else float("nan"),
         }

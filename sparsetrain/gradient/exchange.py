@@ -10,7 +10,6 @@ import dataclasses
 import pathlib
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future
 from typing import Any
 
 import torch
@@ -30,28 +29,11 @@ from sparsetrain.gradient.pipeline import Inline, Pipeline
 from sparsetrain.gradient.planner import Planner
 from sparsetrain.gradient.regimes.base import Regime, Turn
 from sparsetrain.gradient.regimes.choice import build
+from sparsetrain.gradient.round import ExchangeStats, Round
 from sparsetrain.gradient.small import Small
 
 WAYS = 3  # buckets that may be under way at once
 WARMING = 2  # exchanges at least that count as the first: what Adam's second moments see then, they keep for long
-
-
-@dataclasses.dataclass
-class ExchangeStats:
-    """What the last exchange did: the density that was asked for, coordinates in the update set, entries that this
-    rank chose, distinct places in the mean (0: not counted), the chosen entries' squared norm."""
-
-    density: float = 1.0
-    active: int = 0
-    sent: int = 0
-    distinct: int = 0
-    sent_square: float = 0.0
-    skipped: bool = False
-
-    def energy(self, residual_norm: float) -> float:
-        """Return the share of the squared norm of gradient plus residual that was sent; nan without a residual."""
-        both = self.sent_square + residual_norm**2
-        return self.sent_square / both if both > 0.0 else float("nan")
 
 
 class GradientExchange:
@@ -93,7 +75,7 @@ class GradientExchange:
         count = min(WAYS, len(buckets)) if self.overlap else 0
         self.ways = [dataclasses.replace(world, transport=world.transport.twin()) for _ in range(count)] or [world]
         self.pipeline = Pipeline(count) if self.overlap else Inline()
-        self._round: _Round | None = None
+        self._round: Round | None = None
         own = world.transport.twin() if config.regime == "auto" else world.transport
         self.planner: Planner | None = None
         if config.regime == "auto":
@@ -193,15 +175,15 @@ class GradientExchange:
         self._arrived = round_.stats
         return means
 
-    def _begin(self, gradients: Mapping[str, Tensor]) -> _Round:
+    def _begin(self, gradients: Mapping[str, Tensor]) -> Round:
         if self._round is None:
             missing = [set(channel.bucket.names) for channel in self.channels]
             warming = self.step < max(WARMING, self.warmup_steps)
             turn = Turn(self.step, self.epoch, self._density(), warming=warming)
-            self._round = _Round(dict(gradients), missing, len(self.channels) - 1, ExchangeStats(turn.density), turn)
+            self._round = Round(dict(gradients), missing, len(self.channels) - 1, ExchangeStats(turn.density), turn)
         return self._round
 
-    def _launch(self, round_: _Round) -> None:
+    def _launch(self, round_: Round) -> None:
         """Send the next bucket on its way: the last of the model first, as backward finishes them."""
         channel = self.channels[round_.next]
         round_.next -= 1
@@ -215,7 +197,7 @@ class GradientExchange:
         )
 
     @torch.no_grad()
-    def _select(self, channel: Channel, regime: Regime, round_: _Round) -> Any:
+    def _select(self, channel: Channel, regime: Regime, round_: Round) -> Any:
         if channel.size == 0:
             return None
         chosen = regime.select(channel, round_.gradients, round_.turn)
@@ -349,15 +331,3 @@ class GradientExchange:
                 way.transport.close()
         if self.planner is not None:
             self.planner.transport.close()
-
-
-@dataclasses.dataclass
-class _Round:
-    """One exchange in the making: gradients so far, names that each bucket waits for, the bucket that leaves next."""
-
-    gradients: dict[str, Tensor]
-    missing: list[set[str]]
-    next: int
-    stats: ExchangeStats
-    turn: Turn
-    futures: list[Future[Outcome]] = dataclasses.field(default_factory=list)

@@ -57,12 +57,12 @@ def ray_plan(job: Job, env: Mapping[str, str] = os.environ) -> LaunchPlan:
     Raises JobError for what no machine can give.
     """
     cluster = job.cluster
-    if not cluster.address and cluster.strategy == "STRICT_SPREAD" and cluster.workers > 1:
-        raise JobError(f"cluster.strategy: STRICT_SPREAD needs {cluster.workers} nodes; this machine is one")
+    if not cluster.address and cluster.strategy == "STRICT_SPREAD" and cluster.workers.max > 1:
+        raise JobError(f"cluster.strategy: STRICT_SPREAD needs {cluster.workers.max} nodes; this machine is one")
     return LaunchPlan(
         name=job.name,
         launcher="ray",
-        workers=cluster.workers,
+        workers=cluster.workers.max,
         cpus=cluster.cpus_per_worker,
         gpus=cluster.gpus_per_worker,
         strategy=cluster.strategy,

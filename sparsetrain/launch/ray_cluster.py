@@ -53,7 +53,7 @@ def local_cluster(cluster: Cluster) -> Iterator[None]:
         with kept():  # init takes SIGTERM for itself
             ray.init(
                 address="local",  # also where RAY_ADDRESS names another cluster
-                num_cpus=max(math.ceil(cluster.workers * cluster.cpus_per_worker), os.cpu_count() or 1),
+                num_cpus=max(math.ceil(cluster.workers.max * cluster.cpus_per_worker), os.cpu_count() or 1),
                 include_dashboard=False,
                 log_to_driver=False,
                 logging_level=logging.ERROR,
@@ -160,7 +160,7 @@ def placement(cluster: Cluster, check: Callable[[], None]) -> Iterator[Any]:
     if cluster.gpus_per_worker:
         bundle["GPU"] = cluster.gpus_per_worker
     refuse_impossible(cluster)
-    group = placement_group([bundle] * cluster.workers, strategy=cluster.strategy)
+    group = placement_group([bundle] * cluster.workers.max, strategy=cluster.strategy)
     try:
         deadline = time.monotonic() + cluster.start_timeout
         while not group.wait(timeout_seconds=1):
@@ -177,7 +177,7 @@ def refuse_impossible(cluster: Cluster) -> None:
     """Raise JobError at once where waiting cannot help: an own cluster does not grow."""
     import ray
 
-    wanted = cluster.workers * cluster.gpus_per_worker
+    wanted = cluster.workers.max * cluster.gpus_per_worker
     if not cluster.address and ray.cluster_resources().get("GPU", 0.0) < wanted:
         raise JobError(shortage(cluster))
 
@@ -189,7 +189,7 @@ def shortage(cluster: Cluster) -> str:
     nodes = [node for node in ray.nodes() if node["Alive"]]
     total = ray.cluster_resources()
     has = f"{total.get('CPU', 0):g} CPU, {total.get('GPU', 0):g} GPU on {len(nodes)} node(s)"
-    asked = f"{cluster.workers} x ({cluster.cpus_per_worker:g} CPU, {cluster.gpus_per_worker:g} GPU)"
+    asked = f"{cluster.workers.max} x ({cluster.cpus_per_worker:g} CPU, {cluster.gpus_per_worker:g} GPU)"
     return f"cluster: asked for {asked}, {cluster.strategy}; the cluster has {has}"
 
 

@@ -95,7 +95,7 @@ def gang(job: Job, group: Any, folder: pathlib.Path, check: Callable[[], None]) 
     paths = [str(pathlib.Path(path).absolute()) for path in sys.path]
     actors: list[Any] = []
     try:
-        for index in range(cluster.workers):
+        for index in range(cluster.workers.max):
             options = ray.remote(RayWorker).options(
                 num_cpus=cluster.cpus_per_worker,
                 num_gpus=cluster.gpus_per_worker,

@@ -130,7 +130,9 @@ def _run_all(waiting: Sequence[Cell], total: int, stream: TextIO) -> list[int]:
     if not waiting:
         return []
     codes: list[int] = []
-    widest = max((cell.job.cluster for cell in waiting), key=lambda cluster: cluster.workers * cluster.cpus_per_worker)
+    widest = max(
+        (cell.job.cluster for cell in waiting), key=lambda cluster: cluster.workers.max * cluster.cpus_per_worker
+    )
     done = total - len(waiting)
     with listening() as stop, ray_cluster(widest):
         for cell in waiting:

@@ -21,7 +21,7 @@ from sparsetrain.collective.transport import Alone
 from sparsetrain.collective.world import World
 from sparsetrain.config.cache import cache_folder
 from sparsetrain.config.errors import JobError
-from sparsetrain.config.job import Job
+from sparsetrain.config.job import Job, Workers
 from sparsetrain.worker import interface
 from sparsetrain.worker.environment import Place
 
@@ -65,9 +65,8 @@ def run_worker(
 
 def check_size(job: Job, place: Place) -> Job:
     """Return the job with `cluster.workers` as the launcher started them: what was started is what counts."""
-    if job.cluster.workers == place.size:
-        return job
-    return dataclasses.replace(job, cluster=dataclasses.replace(job.cluster, workers=place.size))
+    started = Workers(min=place.size, max=place.size)
+    return dataclasses.replace(job, cluster=dataclasses.replace(job.cluster, workers=started))
 
 
 def seed_all(seed: int) -> None:

@@ -29,11 +29,12 @@ class Killed(BaseException):
 
 
 def run_and_die(trainer: Trainer, step: int) -> None:
-    """Train until `step` steps are finished, and die in the next one."""
+    """Train until `step` steps are finished and their checkpoints written, and die in the next one."""
     forward = trainer._forward_backward
 
     def dying() -> None:
         if trainer.state.step == step:
+            trainer.saver.finish()
             raise Killed
         forward()
 

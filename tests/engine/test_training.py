@@ -11,7 +11,9 @@ from small import job, run_and_die
 
 from sparsetrain.collective.world import World
 from sparsetrain.engine import checkpoint
-from sparsetrain.engine.state import build, restore, save
+from sparsetrain.engine.pieces import Saved, capture, restore
+from sparsetrain.engine.saver import Saver
+from sparsetrain.engine.state import build
 from sparsetrain.engine.trainer import NotFinite, Trainer, train
 
 EVERY_STEP = ("optimizer.momentum=0.9", "exchange.warmup=0.3")
@@ -227,7 +229,7 @@ def test_weights_that_do_not_fit_are_named(tmp_path):
     root = finished(tmp_path)
     other = build(job("model.width=16"), World())
     with pytest.raises(checkpoint.CheckpointError, match=r"contract\.bias is \(32,\), the model's is \(16,\)"):
-        restore(other, root / "step_00000006")
+        restore(other, Saved(root / "step_00000006"))
 
 
 @pytest.mark.timeout(120)
@@ -236,7 +238,7 @@ def test_another_number_of_ranks_keeps_the_mean_residual(tmp_path):
     newest = checkpoint.complete(tmp_path / "checkpoints")[-1]
     old = [load_file(newest / f"residual.rank{rank:05d}.safetensors") for rank in range(2)]
     alone = build(job("train.steps=6"), World())
-    restore(alone, newest)
+    restore(alone, Saved(newest))
     for name, residual in alone.exchange.state().items():
         mean = (old[0][name] + old[1][name]) / 2
         assert torch.equal(residual, mean)
@@ -252,8 +254,10 @@ def test_pretrained_weights_are_taken_by_name(tmp_path):
 
 def test_saving_leaves_no_trace_of_an_unfinished_checkpoint(tmp_path):
     state = build(job(), World())
-    (tmp_path / "step_00000000.unfinished").mkdir()
-    assert save(state, tmp_path).name == "step_00000000"
+    (tmp_path / "step_00000009.unfinished").mkdir()
+    saver = Saver(tmp_path, 1, World(), state.update.assent, quiet)
+    saver.save(capture(state), 0)
+    saver.finish()
     assert [path.name for path in tmp_path.iterdir()] == ["step_00000000"]
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import abc
+from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from sparsetrain.collective.entries import Entries, Outcome
@@ -21,6 +23,8 @@ class Feedback(abc.ABC):
     """
 
     fields: tuple[str, ...] = ()
+    pending: tuple[str, ...] = ()  # of the fields, those that the mean will get, 1 / P of each rank's
+    shared: tuple[str, ...] = ()  # of the fields, those that all ranks hold alike
     # Whether `select` hands its ask to a sparsifier that `gathers` before it looks at the buffer.
     gathers = False
     clip = 0.0  # norm of one rank's whole gradient times sqrt(P), before anything is accumulated; 0: none
@@ -39,6 +43,14 @@ class Feedback(abc.ABC):
     def commit(self, channel: Channel) -> None:
         """Make the staged state the present one, and `channel.mean` what the optimizer shall see."""
         channel.commit()
+
+    def newcomer(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return the fields of one tensor for a rank that joins, from those of a rank that was there."""
+        return {field: t if field in self.shared else torch.zeros_like(t) for field, t in state.items()}
+
+    def reconcile(self, channel: Channel, mean: Callable[[Tensor], Tensor]) -> None:
+        """Restore what holds between the ranks' fields, when ranks have come or gone; `mean` is collective."""
+        return
 
     def dense(self, mean: Tensor, state: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """Return what the optimizer shall see of tensors that travel dense, and their next state, `state` being the

@@ -32,6 +32,7 @@ class DGC(Feedback):
         clip: NotNegative = 0.0
 
     fields = ("residual", "momentum")
+    pending = fields
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)

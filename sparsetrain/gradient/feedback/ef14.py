@@ -25,6 +25,7 @@ class EF14(Feedback):
         decay: Density = 1.0
 
     fields = ("residual",)
+    pending = fields
     gathers = True
 
     def select(self, channel: Channel, sparsifier: Sparsifier, ask: Ask) -> Entries:

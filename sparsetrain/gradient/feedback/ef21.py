@@ -7,8 +7,10 @@ The optimizer sees h, which is dense, at every step.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 import torch
+from torch import Tensor
 
 from sparsetrain.collective.entries import Entries, Outcome
 from sparsetrain.config.component import NoOptions
@@ -24,6 +26,7 @@ class EF21(Feedback):
     Config = NoOptions
 
     fields: tuple[str, ...] = ("local", "estimate")
+    shared = ("estimate",)
     gathers = True
 
     def select(self, channel: Channel, sparsifier: Sparsifier, ask: Ask) -> Entries:
@@ -49,6 +52,15 @@ class EF21(Feedback):
             add(local, part, -1.0)
         channel.moved = None
         channel.commit()
+
+    def newcomer(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """h_i = h: who is new sends the change from what everybody believes."""
+        return {field: state["estimate"].clone() for field in state}
+
+    def reconcile(self, channel: Channel, mean: Callable[[Tensor], Tensor]) -> None:
+        """h_i += h - mean h_i."""
+        local, estimate = channel.read("local"), channel.read("estimate")
+        channel.kept["local"].write(local + (estimate - mean(local.clone())))
 
 
 class EF21SGDM(EF21):

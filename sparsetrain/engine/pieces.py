@@ -1,0 +1,204 @@
+"""A run's whole state as named groups of tensors: the same on a disk, in memory, and between ranks.
+
+Groups that all ranks share are model, masks, outer and, where every step exchanges, optimizer. A rank's own are
+residual.rank00000 (with its random generators and scores), optimizer.rank00000 with local steps, and between two
+exchanges local.rank00000, which is never on a disk.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from sparsetrain.engine import checkpoint
+from sparsetrain.engine.checkpoint import About, CheckpointError, Tensors
+from sparsetrain.engine.state import Place, RunState
+from sparsetrain.masks.saved import check_inactive
+
+# Before the names of tensors in a rank's and in the masks' group.
+SCORES = "scores/"
+RANDOM = "random/"
+SHARED = ("dormant", "explored", "method", "rewind")  # what the masks' group holds beside the masks
+STANDING = "standing/"  # among a rank's own weights: step, samples and position between two exchanges
+
+
+class Source(Protocol):
+    """Where a state is read from; its name stands in errors."""
+
+    name: str
+
+    def about(self) -> About: ...
+
+    def read(self, group: str) -> Tensors: ...
+
+
+@dataclasses.dataclass
+class Pieces:
+    """A state in memory; the tensors are the run's own until `copied`."""
+
+    told: About
+    groups: dict[str, Tensors]
+    name: str = "memory"
+
+    def about(self) -> About:
+        """See Source."""
+        return self.told
+
+    def read(self, group: str) -> Tensors:
+        """See Source. Raises CheckpointError where there is no such group."""
+        if group not in self.groups:
+            raise CheckpointError(f"{self.name}: has no {group}")
+        return self.groups[group]
+
+    def copied(self) -> Pieces:
+        """Return the same with tensors of its own, in the memory of the host."""
+        copies = {group: {key: _copy(t) for key, t in tensors.items()} for group, tensors in self.groups.items()}
+        return dataclasses.replace(self, groups=copies)
+
+
+class Saved:
+    """A checkpoint's folder as a source; every file's digest is compared before it is read."""
+
+    def __init__(self, folder: pathlib.Path) -> None:
+        self.folder = folder
+        self.name = str(folder)
+
+    def about(self) -> About:
+        """See Source."""
+        return checkpoint.read_about(self.folder)
+
+    def read(self, group: str) -> Tensors:
+        """See Source."""
+        return checkpoint.read_saved(self.folder, f"{group}.safetensors")
+
+
+def own(group: str, rank: int) -> str:
+    """Return the name of a rank's own group."""
+    return f"{group}.rank{rank:05d}"
+
+
+def capture(state: RunState) -> Pieces:
+    """Return this rank's part of the state, and what all ranks share. No copies are made, but between two exchanges the
+    model goes back to the last one: the state must then be built anew."""
+    rank = state.world.rank
+    groups: dict[str, Tensors] = {}
+    if local := state.update.leave_local():
+        at = torch.tensor([state.at.step, state.at.samples, state.at.position])
+        groups[own("local", rank)] = {**local, STANDING: at}
+    kept = state.exchange.state()
+    kept[f"{RANDOM}torch"] = torch.get_rng_state()
+    if state.masks is not None:
+        kept |= {f"{SCORES}{key}": tensor for key, tensor in state.masks.rank_state().items()}
+    groups[own("residual", rank)] = kept
+    every_step = state.job.exchange.every == 1
+    optimizer = "optimizer" if every_step else own("optimizer", rank)
+    groups[optimizer] = checkpoint.optimizer_tensors(state.optimizer, state.parameters)
+    groups["model"] = {key: tensor.detach() for key, tensor in checkpoint.model_tensors(state.model).items()}
+    masks: dict[str, Any] = state.masks.state_dict() if state.masks is not None else {"packed": {}, "epoch": 0}
+    shared = {f"{part}/{name}": tensor for part in SHARED for name, tensor in masks.get(part, {}).items()}
+    groups["masks"] = {**masks["packed"], **shared}
+    groups["outer"] = state.update.state()
+    told = About(
+        format=checkpoint.FORMAT,
+        step=state.boundary.step,
+        samples=state.boundary.samples,
+        position=state.boundary.position,
+        exchanges=state.exchange.step,
+        mask_epoch=masks["epoch"],
+        world_size=state.world.size,
+        wall_s=state.wall_s,
+        dense_steps=state.dense_steps,
+        sent_bytes=dict(state.world.transport.meter.sent),
+        weights_digest=state.weights_digest(),
+        regimes=state.exchange.choice(),
+    )
+    return Pieces(told, groups)
+
+
+def restore(state: RunState, source: Source) -> None:
+    """Continue from `source`, also on another number of ranks. Raises CheckpointError when it does not fit."""
+    try:
+        _restore(state, source)
+    except CheckpointError:
+        raise
+    except (LookupError, TypeError, ValueError, RuntimeError, ArithmeticError) as error:
+        raise CheckpointError(f"{source.name}: {type(error).__name__}: {error}") from error
+
+
+def _restore(state: RunState, source: Source) -> None:
+    about = source.about()
+    checkpoint.load_model(state.model, source.read("model"), source.name)
+    if state.masks is not None:
+        packed = source.read("masks")
+        parts = {part: _under(packed, f"{part}/") for part in SHARED}
+        state.masks.load_state_dict({"packed": packed, "epoch": about.mask_epoch, **parts})
+    state.sync_masks()
+    state.update.load_state(source.read("outer"))
+    ranks, rank = about.world_size, state.world.rank
+    every_step = state.job.exchange.every == 1
+    optimizer = source.read("optimizer" if every_step else own("optimizer", rank % ranks))
+    checkpoint.load_optimizer(state.optimizer, state.parameters, optimizer, every_step and about.step > 0)
+    if ranks == state.world.size:
+        kept = source.read(own("residual", rank))
+    else:
+        kept = _mean([source.read(own("residual", r)) for r in range(ranks)])
+    _check_kept(state, kept, source.name)
+    state.exchange.go_on(about.exchanges, about.regimes)
+    within = (SCORES, RANDOM)
+    state.exchange.load_state({name: tensor for name, tensor in kept.items() if not name.startswith(within)})
+    if state.masks is not None:
+        state.masks.load_rank_state(_under(kept, SCORES))
+    if f"{RANDOM}torch" in kept and ranks == state.world.size:
+        torch.set_rng_state(kept[f"{RANDOM}torch"])
+    position = about.samples if about.position is None else about.position
+    state.at = state.boundary = Place(step=about.step, samples=about.samples, position=position)
+    state.wall_s = about.wall_s
+    state.dense_steps = about.dense_steps
+    state.world.transport.meter.sent.update(about.sent_bytes)
+    if state.weights_digest() != about.weights_digest:
+        raise CheckpointError(f"{source.name}: weights do not have the digest that state.json names")
+    if state.masks is not None:
+        check_inactive(state.masks.masks, state.parameters)
+
+
+def go_local(state: RunState, pieces: Pieces) -> None:
+    """Go on between two exchanges, where this rank's own group says so; after `restore`."""
+    local = pieces.groups.get(own("local", state.world.rank))
+    if local:
+        step, samples, position = local[STANDING].tolist()
+        state.update.go_local(local)
+        state.at = Place(step=step, samples=samples, position=position)
+
+
+def _check_kept(state: RunState, kept: Tensors, name: str) -> None:
+    """Raise CheckpointError for state of error feedback that is missing, of another type or not finite."""
+    for key, present in state.exchange.state().items():
+        if key.startswith("collective/"):
+            continue  # learned in exchanges, and learned again
+        if key not in kept:
+            raise CheckpointError(f"{name}: has no tensor {key}")
+        saved = kept[key]
+        if saved.dtype != present.dtype or not bool(torch.isfinite(saved).all()):
+            raise CheckpointError(f"{name}: {key} is not finite {str(present.dtype).removeprefix('torch.')}")
+
+
+def _under(tensors: Tensors, prefix: str) -> Tensors:
+    """Return the tensors whose names begin with `prefix`, without it."""
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def _mean(parts: list[Tensors]) -> Tensors:
+    """Return the mean state, which every rank of the new world starts from: the mean over ranks is preserved.
+
+    What a collective learned about the old world is left out, and so are the random generators.
+    """
+    names = [name for name in parts[0] if not name.startswith(("collective/", RANDOM))]
+    return {name: torch.stack([part[name] for part in parts]).mean(0) for name in names}
+
+
+def _copy(tensor: Tensor) -> Tensor:
+    return tensor.detach().to("cpu", copy=True)

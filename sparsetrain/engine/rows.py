@@ -1,0 +1,78 @@
+"""One row of metrics, and where rank 0's rows go."""
+
+from __future__ import annotations
+
+import pathlib
+import resource
+from collections.abc import Callable
+
+from sparsetrain.config.load import to_tree
+from sparsetrain.engine.flow import effective_sparsity
+from sparsetrain.engine.state import RunState
+from sparsetrain.engine.window import Window
+from sparsetrain.masks.controller import Report
+from sparsetrain.track.console import RowSink
+from sparsetrain.track.jsonl import JsonlSink
+from sparsetrain.track.sink import Row, Sink
+from sparsetrain.track.wandb import WandbSink
+
+
+def figures(state: RunState, window: Window, loss: float, evaluation: Row, report: Report | None) -> Row:
+    """Return the row of the present step: `loss` is the mean over ranks, `evaluation` what was evaluated, if it was."""
+    return {
+        "train/step": state.step,
+        "train/samples": state.at.samples,
+        "train/loss": loss,
+        "train/lr": state.optimizer.param_groups[0]["lr"],
+        **evaluation,
+        **window.figures(state),
+        **_masks(state, report, bool(evaluation)),
+        "memory/peak_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+        "memory/residual_gib": state.exchange.state_bytes() / 2**30,
+        "job/world_size": state.world.size,
+        "job/wall_s": state.wall_s,
+    }
+
+
+def sinks(state: RunState, folder: pathlib.Path, show: Callable[[Row], None]) -> dict[str, Callable[[], Sink]]:
+    """Return how to open rank 0's sinks; other ranks have none."""
+    if state.world.rank != 0:
+        return {}
+    folder.mkdir(parents=True, exist_ok=True)
+    job, step = state.job, state.step
+    sinks: dict[str, Callable[[], Sink]] = {
+        "metrics.jsonl": lambda: JsonlSink(JsonlSink.Config(), folder / "metrics.jsonl", step),
+        "console": lambda: RowSink(show),
+    }
+    if job.log.wandb.mode != "disabled":
+        sinks["W&B"] = lambda: WandbSink(job.log.wandb, folder, job.name, to_tree(job))
+    return sinks
+
+
+def _masks(state: RunState, report: Report | None, evaluated: bool) -> dict[str, float]:
+    """Return what the masks are like. Operations are shares of dense ones; the training's are those since step 0."""
+    if state.masks is None:
+        return {}
+    masks = state.masks.masks
+    figures = {
+        "mask/sparsity": masks.sparsity(),
+        "mask/epoch": masks.epoch,
+        "mask/nonzeros": sum(masks.counts().values()),
+    }
+    if state.operations is not None:
+        figures["mask/forward_operations"] = state.operations.forward(masks)
+        figures["mask/training_operations"] = state.dense_steps / max(1, state.step)
+    if evaluated:
+        example = state.data.train_batch(state.sampler.whole(0)[:1])[0].to(state.world.transport.device)
+        effective = effective_sparsity(state.model, example, masks)
+        figures |= {} if effective is None else {"mask/effective_sparsity": effective}
+    if report is not None:
+        figures |= {
+            "mask/sparsity_target": report.target_sparsity,
+            "mask/unit_sparsity": report.unit_sparsity,
+            "mask/dropped": report.dropped,
+            "mask/grown": report.grown,
+            "mask/churn": report.churn,
+            "mask/explored": report.explored,
+        }
+    return figures
