@@ -12,6 +12,7 @@ import os
 import pathlib
 import socket
 import threading
+import time
 from collections.abc import Iterator
 
 DESCRIPTORS = pathlib.Path("/proc/self/fd")  # Linux; elsewhere there is nothing to cut, and time limits hold
@@ -22,6 +23,8 @@ class Connections:
 
     def __init__(self) -> None:
         self.cut_off = False
+        self.late = ""  # why somebody cut them, where it was a time limit
+        self._since: dict[int, float] = {}  # by thread, on the clock
         self._found: dict[int, str] = {}
         self._before: dict[int, str] | None = None
         self._lock = threading.Lock()
@@ -39,6 +42,21 @@ class Connections:
                 self._before = None
                 if self.cut_off:
                     self._shut()
+
+    @contextlib.contextmanager
+    def used(self) -> Iterator[None]:
+        """Note that this thread is in a collective, inside."""
+        own = threading.get_ident()
+        self._since[own] = time.monotonic()
+        try:
+            yield
+        finally:
+            self._since.pop(own, None)
+
+    def waiting(self) -> float:
+        """Return for how many seconds the collective that has been under way for longest has been so; 0: none is."""
+        since = list(self._since.values())
+        return time.monotonic() - min(since) if since else 0.0
 
     def cut(self) -> int:
         """Shut down all connections, those included that are being made, and return how many there were."""

@@ -49,8 +49,11 @@ class TorchTransport(Transport):
     @contextlib.contextmanager
     def _reaching(self) -> Iterator[None]:
         """Turn what torch says of a broken connection or of a time limit into PeerLost."""
+        if self.connections.cut_off:
+            raise PeerLost("this rank has been cut off")
         try:
-            yield
+            with self.connections.used():
+                yield
         except (RuntimeError, ValueError) as error:
             # ValueError: the group has been destroyed under this thread.
             raise PeerLost(str(error)) from error

@@ -7,6 +7,7 @@ from typing import Literal
 
 # What neighbours of a lost rank raise: a consequence, not a cause.
 ECHOES = (
+    "PeerLost",
     "Connection closed by peer",
     "Connection reset by peer",
     "Connection refused",
@@ -48,8 +49,8 @@ class Failure:
 class RunFailed(Exception):
     """A run that has ended without a result because a rank failed."""
 
-    def __init__(self, failure: Failure) -> None:
-        super().__init__(failure.line())
+    def __init__(self, failure: Failure, why: str = "") -> None:
+        super().__init__(why or failure.line())
         self.failure = failure
 
 

@@ -27,7 +27,7 @@ OBJECT_STORE = 128 << 20  # bytes; only small messages pass through it
 
 
 @contextlib.contextmanager
-def ray_cluster(cluster: Cluster) -> Iterator[None]:
+def ray_cluster(cluster: Cluster, spares: int = 0) -> Iterator[None]:
     """Be connected to a cluster; an own one has ended with all its processes and files when this returns.
 
     Raises JobError when the job's address does not answer.
@@ -36,12 +36,12 @@ def ray_cluster(cluster: Cluster) -> Iterator[None]:
         with connected(cluster.address):
             yield
     else:
-        with local_cluster(cluster):
+        with local_cluster(cluster, spares):
             yield
 
 
 @contextlib.contextmanager
-def local_cluster(cluster: Cluster) -> Iterator[None]:
+def local_cluster(cluster: Cluster, spares: int) -> Iterator[None]:
     """Run Ray on the loopback of this machine, behind a token, with as many logical CPUs as the job asks for."""
     secure(os.environ)
     import ray
@@ -53,7 +53,7 @@ def local_cluster(cluster: Cluster) -> Iterator[None]:
         with kept():  # init takes SIGTERM for itself
             ray.init(
                 address="local",  # also where RAY_ADDRESS names another cluster
-                num_cpus=max(math.ceil(cluster.workers.max * cluster.cpus_per_worker), os.cpu_count() or 1),
+                num_cpus=max(math.ceil((cluster.workers.max + spares) * cluster.cpus_per_worker), os.cpu_count() or 1),
                 include_dashboard=False,
                 log_to_driver=False,
                 logging_level=logging.ERROR,
@@ -149,8 +149,9 @@ def secure(environment: Any) -> None:
 
 
 @contextlib.contextmanager
-def placement(cluster: Cluster, check: Callable[[], None]) -> Iterator[Any]:
-    """Hold a placement group with one bundle per worker; `check` is called while waiting and may raise.
+def placement(cluster: Cluster, workers: int, check: Callable[[], None] | None) -> Iterator[Any]:
+    """Hold a placement group with a bundle for each of `workers`; `check` is called while waiting and may raise, and
+    without it nobody waits: the group is there when the cluster has room.
 
     Raises JobError, saying what was asked and what there is, when the cluster cannot give it in time.
     """
@@ -159,37 +160,39 @@ def placement(cluster: Cluster, check: Callable[[], None]) -> Iterator[Any]:
     bundle = {"CPU": cluster.cpus_per_worker}
     if cluster.gpus_per_worker:
         bundle["GPU"] = cluster.gpus_per_worker
-    refuse_impossible(cluster)
-    group = placement_group([bundle] * cluster.workers.max, strategy=cluster.strategy)
+    if check is not None:
+        refuse_impossible(cluster, workers)
+    group = placement_group([bundle] * workers, strategy=cluster.strategy)
     try:
         deadline = time.monotonic() + cluster.start_timeout
-        while not group.wait(timeout_seconds=1):
+        while check is not None and not group.wait(timeout_seconds=1):
             check()
             if time.monotonic() > deadline:
-                raise JobError(f"{shortage(cluster)}; waited {cluster.start_timeout:g} s (cluster.start_timeout)")
+                short = shortage(cluster, workers)
+                raise JobError(f"{short}; waited {cluster.start_timeout:g} s (cluster.start_timeout)")
         yield group
     finally:
         with undisturbed():
             bounded(lambda: remove_placement_group(group))
 
 
-def refuse_impossible(cluster: Cluster) -> None:
+def refuse_impossible(cluster: Cluster, workers: int) -> None:
     """Raise JobError at once where waiting cannot help: an own cluster does not grow."""
     import ray
 
-    wanted = cluster.workers.max * cluster.gpus_per_worker
+    wanted = workers * cluster.gpus_per_worker
     if not cluster.address and ray.cluster_resources().get("GPU", 0.0) < wanted:
-        raise JobError(shortage(cluster))
+        raise JobError(shortage(cluster, workers))
 
 
-def shortage(cluster: Cluster) -> str:
+def shortage(cluster: Cluster, workers: int) -> str:
     """Return what the job asks for and what the cluster has."""
     import ray
 
     nodes = [node for node in ray.nodes() if node["Alive"]]
     total = ray.cluster_resources()
     has = f"{total.get('CPU', 0):g} CPU, {total.get('GPU', 0):g} GPU on {len(nodes)} node(s)"
-    asked = f"{cluster.workers.max} x ({cluster.cpus_per_worker:g} CPU, {cluster.gpus_per_worker:g} GPU)"
+    asked = f"{workers} x ({cluster.cpus_per_worker:g} CPU, {cluster.gpus_per_worker:g} GPU)"
     return f"cluster: asked for {asked}, {cluster.strategy}; the cluster has {has}"
 
 

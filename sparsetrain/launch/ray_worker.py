@@ -1,13 +1,17 @@
-"""The Ray actor that is one rank. Its `run` blocks for the whole run; `poll` answers beside it."""
+"""The Ray actor in which a worker lives. Its `run` blocks while one group of ranks trains; others answer beside it."""
 
 from __future__ import annotations
 
 import collections
 import contextlib
+import faulthandler
 import os
 import pathlib
+import signal
 import socket
 import sys
+import tempfile
+import threading
 import time
 import traceback
 from typing import Any
@@ -28,10 +32,16 @@ class RayWorker:
         self.lines: collections.deque[str] = collections.deque(maxlen=10_000)
         self.rows: collections.deque[dict[str, float]] = collections.deque(maxlen=10_000)
         self.listener: socket.socket | None = None
+        self.session: Any = None
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, self._leave)
 
-    def where(self, marker: str) -> dict[str, Any]:
-        """Return node id, address, host name and pid of this process, and whether it sees the file `marker`."""
+    def where(self, marker: str, tree: dict[str, Any], folder: str) -> dict[str, Any]:
+        """Return node id, address, host name and pid of this process, and whether it sees the file `marker`, when it is
+        ready to train."""
         import ray
+
+        self._prepare(tree, folder)
 
         context = ray.get_runtime_context()
         return {
@@ -50,16 +60,14 @@ class RayWorker:
         return int(self.listener.getsockname()[1])
 
     def run(self, tree: dict[str, Any], place: Place, folder: str) -> dict[str, Any]:
-        """Train and return {"result": ...} or {"failure": ...}; an exception would lose its time and its type."""
-        from sparsetrain.config.load import JobError, parse
+        """Train as one rank and return {"result": ...}, {"paused": ...}, {"lost": ...} when other ranks are lost, or
+        {"failure": ...}; an exception would lose its time and its type. After the second and third the state stays."""
+        from sparsetrain.config.load import JobError
 
         try:
             os.environ.update(place.variables())
-            path = pathlib.Path(folder)
-            self._redirect(path, place.rank)
-            from sparsetrain.worker.main import run_worker
-
-            return {"result": run_worker(parse(tree), place, path, self._log, self.rows.append, self.listener)}
+            self._redirect(pathlib.Path(folder), place.rank)
+            return self._run(place)
         except JobError as error:
             return {"failure": {"kind": "job", "message": str(error), "at": time.time()}}
         except Exception as error:
@@ -71,8 +79,62 @@ class RayWorker:
                 "failure": {"kind": "error", "type": name, "message": message, "traceback": text, "at": time.time()}
             }
 
-    def alive(self) -> None:
-        """Return at once: the driver sees that this process runs."""
+    def _run(self, place: Place) -> dict[str, Any]:
+        from sparsetrain.collective.transport import PeerLost
+        from sparsetrain.engine.reunion import CannotReunite
+        from sparsetrain.worker.session import lost
+
+        try:
+            result = self.session.run(place, self.listener)
+            return {"paused": result} if "paused" in result else {"result": result}
+        except PeerLost as error:
+            return {"lost": lost(error, self.session)}
+        except CannotReunite as error:
+            self.session.forget()
+            return {"lost": {"message": str(error), "late": False, "at": time.time(), "hopeless": True}}
+
+    def cut(self) -> None:
+        """End a `run` that waits for ranks which are gone."""
+        if self.session is not None:
+            self.session.cut()
+
+    def ask(self) -> None:
+        """Let all ranks return from `run` after the next exchange, so that the group can change."""
+        if self.session is not None:
+            self.session.ask()
+
+    def forget(self) -> None:
+        """Drop the state: the next `run` begins from a checkpoint."""
+        if self.session is not None:
+            self.session.forget()
+
+    def alive(self) -> tuple[int, float, bool]:
+        """Return at once steps finished, seconds that this rank has waited in a collective, whether it wants to leave:
+        the driver sees that this process runs."""
+        if self.session is None:
+            return 0, 0.0, False
+        at = self.session.position()
+        return at.step, at.waits_s, at.leaving
+
+    def stacks(self) -> str:
+        """Return the stacks of all threads."""
+        with tempfile.TemporaryFile("w+") as file:
+            faulthandler.dump_traceback(file, all_threads=True)
+            file.seek(0)
+            return file.read()
+
+    def _prepare(self, tree: dict[str, Any], folder: str) -> None:
+        """Load what training needs: who joins a run under way shall not keep the others waiting."""
+        from sparsetrain.config.load import parse
+        from sparsetrain.worker.session import Session
+
+        self.session = Session(parse(tree), pathlib.Path(folder), self._log, self.rows.append)
+
+    def _leave(self, number: int, frame: Any) -> None:
+        """Take a SIGTERM as the announcement that this worker's machine is about to go."""
+        if self.session is None:
+            sys.exit(0)
+        self.session.ask(leave=True)
 
     def poll(self) -> tuple[list[str], list[dict[str, float]]]:
         """Return the log lines and the metric rows that are new since the last call."""

@@ -16,9 +16,10 @@ from sparsetrain.config.load import load_job, parse, to_tree
 from sparsetrain.launch.compare import against_jobs, outcome_lines, table, write_report
 from sparsetrain.launch.failure import RunFailed
 from sparsetrain.launch.plan import ray_plan
-from sparsetrain.launch.ray_driver import Progress, run_on_ray
+from sparsetrain.launch.ray_driver import run_on_ray
 from sparsetrain.launch.show import progress
 from sparsetrain.launch.signals import Stop, Stopped, listening
+from sparsetrain.launch.supervisor import Progress
 from sparsetrain.worker import existing, record
 
 Start = Callable[[Job, pathlib.Path, Progress], dict[str, Any]]

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from typing import Any, TextIO
 
 from sparsetrain.config.job import Job
-from sparsetrain.launch.ray_driver import Progress
 from sparsetrain.launch.signals import Stop
+from sparsetrain.launch.supervisor import Progress
 from sparsetrain.track.console import format_row
 
 

@@ -16,7 +16,8 @@ from sparsetrain.config.errors import JobError
 from sparsetrain.config.load import load_job
 from sparsetrain.worker import existing, record
 from sparsetrain.worker.environment import Place, from_environment
-from sparsetrain.worker.main import check_size, run_worker
+from sparsetrain.worker.main import check_size
+from sparsetrain.worker.session import Session
 
 LAUNCHER = "TORCHELASTIC_RUN_ID"  # torchrun sets it
 
@@ -37,7 +38,7 @@ def run(arguments: list[str], say: Callable[[str], None]) -> int:
             record.begin(job, folder, _plan(job.name, place))
         try:
             signal.signal(signal.SIGTERM, _stopped)
-            result = run_worker(job, place, folder, say)
+            result = Session(job, folder, say).run(place)
         except JobError as error:
             _end(folder, "failed", str(error))
             # Other ranks may not have found this mistake, so each that has says it.

@@ -12,7 +12,7 @@ from sparsetrain.config.job import Job
 from sparsetrain.config.load import parse, read_yaml, to_tree
 
 # What may change when a run is continued: how far, where, and what is written down.
-FREE = ("train.steps", "log.", "checkpoint.", "cluster.")
+FREE = ("train.steps", "log.", "checkpoint.", "cluster.", "recovery.")
 
 
 def finished(job: Job, folder: pathlib.Path, advice: str | None = None) -> bool:

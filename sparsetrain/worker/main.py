@@ -1,4 +1,4 @@
-"""One process = one rank: set up threads, seeds and the process group, run the loop, leave cleanly."""
+"""What one process needs to be a rank: its device, its seeds, and the group in which it meets the others."""
 
 from __future__ import annotations
 
@@ -6,61 +6,24 @@ import contextlib
 import dataclasses
 import datetime
 import os
-import pathlib
 import random
 import socket
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
 
-from sparsetrain.collective.torch_dist import TorchTransport
-from sparsetrain.collective.transport import Alone
-from sparsetrain.collective.world import World
-from sparsetrain.config.cache import cache_folder
+from sparsetrain.collective.connections import Connections
+from sparsetrain.collective.transport import PeerLost
 from sparsetrain.config.errors import JobError
 from sparsetrain.config.job import Job, Workers
 from sparsetrain.worker import interface
 from sparsetrain.worker.environment import Place
 
 Log = Callable[[str], None]
+SLACK = 10.0  # seconds that torch's own limit is above ours
 AGENT_STORE = "TORCHELASTIC_USE_AGENT_STORE"  # torchrun's agent serves the store at the master's port
-
-
-def run_worker(
-    job: Job,
-    place: Place,
-    folder: pathlib.Path,
-    log: Log,
-    show: Callable[[dict[str, float]], None] | None = None,
-    listener: socket.socket | None = None,
-) -> dict[str, Any]:
-    """Train as rank `place.rank` and return what the loop returns; every rank of the world must call this.
-
-    `listener`, on rank 0, is a socket that is bound to the place's address and port already: nobody can take the port
-    in between, and the store listens on that address only.
-
-    Raises whatever the loop raises; then no collective is issued any more, so that a failed rank ends at once.
-    """
-    from sparsetrain.engine.matmul import prefer_fast_matmul
-    from sparsetrain.engine.memory import keep_freed_memory
-    from sparsetrain.engine.trainer import train
-
-    if job.cluster.threads_per_worker:
-        torch.set_num_threads(job.cluster.threads_per_worker)
-    seed_all(job.seed)
-    device = pick_device(job, place)
-    if device.type == "cpu":
-        prefer_fast_matmul(log)
-        keep_freed_memory()
-    with process_group(job, place, device, log, listener):
-        transport = TorchTransport(device) if place.size > 1 else Alone(device)
-        world = World(
-            rank=place.rank, size=place.size, local_rank=place.local_rank, node=place.node, transport=transport
-        )
-        return train(job, world, folder, log, show, cache_folder(os.environ) / "calibrations")
 
 
 def check_size(job: Job, place: Place) -> Job:
@@ -90,12 +53,17 @@ def pick_device(job: Job, place: Place) -> torch.device:
 
 @contextlib.contextmanager
 def process_group(
-    job: Job, place: Place, device: torch.device, log: Log, listener: socket.socket | None = None
+    job: Job,
+    place: Place,
+    device: torch.device,
+    log: Log,
+    listener: socket.socket | None,
+    connections: Connections,
 ) -> Iterator[None]:
     """Hold the default process group while the loop runs; a world of one rank needs none.
 
     On success all ranks meet and the group is destroyed: plain exits abort now and then. On failure there is no
-    meeting, since the others may be gone.
+    meeting, since the others may be gone. Raises PeerLost when the group cannot be formed.
     """
     if place.size == 1:
         yield
@@ -104,11 +72,25 @@ def process_group(
     os.environ.update(interface.variables(name))
     backend = "nccl" if device.type == "cuda" else "gloo"
     log(f"rank {place.rank} of {place.size} on {place.node}: {backend} over {name or 'the default interface'}")
-    timeout = datetime.timedelta(seconds=job.cluster.collective_timeout)
-    store = meeting_point(place, timeout, listener)
-    dist.init_process_group(backend, store=store, rank=place.rank, world_size=place.size, timeout=timeout)
-    yield
-    dist.barrier()
+    # The watchdog's limits are the ones that hold; torch's own stands behind them.
+    limit = max(job.cluster.collective_timeout, job.cluster.first_timeout) + SLACK
+    try:
+        with connections.watched():
+            meet = datetime.timedelta(seconds=job.cluster.collective_timeout)
+            store = meeting_point(place, meet, listener)
+            limits = datetime.timedelta(seconds=limit)
+            dist.init_process_group(backend, store=store, rank=place.rank, world_size=place.size, timeout=limits)
+    except (RuntimeError, ValueError) as error:
+        connections.cut()
+        with contextlib.suppress(Exception):
+            dist.destroy_process_group()
+        raise PeerLost(f"the ranks do not meet: {error}") from error
+    try:
+        yield
+        dist.barrier()
+    except PeerLost:
+        dist.destroy_process_group()
+        raise
     dist.destroy_process_group()
 
 

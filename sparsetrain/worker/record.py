@@ -79,6 +79,13 @@ def placed(folder: pathlib.Path, ranks: list[dict[str, Any]]) -> None:
     write_json(path, {**json.loads(path.read_text(encoding="utf-8")), "placed": ranks})
 
 
+def incident(folder: pathlib.Path, row: dict[str, Any]) -> None:
+    """Add to run.json what was lost in the run and how it went on."""
+    with contextlib.suppress(OSError):  # it only informs
+        known = status(folder)
+        write_json(folder / "run.json", {**known, "incidents": [*known.get("incidents", []), row]})
+
+
 def end(folder: pathlib.Path, state: str, cause: str | None = None, result: dict[str, Any] | None = None) -> None:
     """Write how the run ended: "finished", "failed" or "interrupted", with its cause or its result."""
     ended = {"status": state, "cause": cause, "result": finite(result), "ended": time.time()}

@@ -8,7 +8,8 @@ from sparsetrain.config.errors import JobError
 from sparsetrain.config.load import parse
 from sparsetrain.launch.plan import ray_plan
 from sparsetrain.launch.ray_cluster import refuse_silent, secure
-from sparsetrain.launch.ray_driver import Member, forwarded, ranked
+from sparsetrain.launch.ray_driver import ranked
+from sparsetrain.launch.ray_group import Member, forwarded
 from sparsetrain.launch.signals import Stopped, listening, undisturbed
 
 

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from sparsetrain.launch import ray_driver
-from sparsetrain.launch.ray_driver import Member, copy_back
+from sparsetrain.launch.ray_driver import copy_back
+from sparsetrain.launch.ray_group import Member
 from sparsetrain.launch.ray_worker import RayWorker
 
 

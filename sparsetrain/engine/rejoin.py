@@ -1,0 +1,96 @@
+"""A rank's way into a new group: with the state that it holds, with that of another rank, or from the beginning."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import pathlib
+from collections.abc import Callable
+
+import torch
+
+from sparsetrain.collective.world import World
+from sparsetrain.config.job import Job
+from sparsetrain.engine.pieces import Pieces, capture, go_local, restore
+from sparsetrain.engine.reunion import Agreement, Standing, agree, fit, give, say
+from sparsetrain.engine.state import build
+from sparsetrain.engine.trainer import Trainer
+from sparsetrain.gradient.handover import reconcile
+from sparsetrain.track.sink import Row
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Surroundings:
+    """What a trainer is given beside job and world; see engine.trainer.train."""
+
+    folder: pathlib.Path
+    log: Callable[[str], None]
+    show: Callable[[Row], None] | None = None
+    calibrations: pathlib.Path | None = None
+
+
+def rejoin(former: Trainer | None, job: Job, world: World, around: Surroundings) -> tuple[Trainer, bool]:
+    """Return the trainer of this rank in `world`, and whether it still has to look for a checkpoint.
+
+    `former` is what this process trained with in the group before, whose threads have ended; None: it is new. Every
+    rank must call it. Raises CannotReunite where memory does not hold one state.
+    """
+    agreement = agree(say(standing(former), world), world.rank)
+    pieces = None
+    if agreement is not None:
+        if former is not None:
+            pieces = fit(settled(former, agreement), former.state.exchange, agreement, world, former.world.rank)
+        pieces = give(pieces, former.state.exchange if former is not None else None, agreement, world)
+    state = build(job, world, around.calibrations, former.state.data if former is not None else None)
+    trainer = Trainer(state, around.folder, around.log, around.show, recovers=True)
+    if former is not None and former.world.rank == 0:
+        if world.rank == 0:
+            trainer.tracker = former.tracker
+        else:
+            former.tracker.close("finished")
+    if agreement is None or pieces is None:
+        return trainer, True
+    restore(state, pieces)
+    if agreement.new or agreement.former != world.size:
+        reconcile(state.exchange, world)
+    go_local(state, pieces)
+    state.masks_due = agreement.masks_due and state.masks is not None
+    trainer.recorded = agreement.recorded
+    if former is not None:
+        trainer.evaluation = former.evaluation
+        trainer.skipped = former.skipped
+    return trainer, False
+
+
+def standing(former: Trainer | None) -> Standing:
+    """Return what a rank says of itself."""
+    if former is None:
+        return Standing()
+    state, arrived = former.state, former.state.update.arrived
+    norm = former.norm if arrived is None else arrived.norm
+    return Standing(
+        boundary=state.boundary.step,
+        step=state.step,
+        arrived=-1 if arrived is None else arrived.step,
+        norm=norm if math.isfinite(norm) else None,
+        masks_due=state.masks_due,
+        undo=former.undo is not None,
+        recorded=former.recorded,
+        size=former.world.size,
+    )
+
+
+def settled(former: Trainer, agreement: Agreement) -> Pieces:
+    """Return this rank's state at the boundary that all agreed on."""
+    if agreement.finish:
+        former._stepped(former.state.update.finish(agreement.norm))
+    elif former.before is not None:
+        # The step is done again: with the same draws, and scores that have not seen it.
+        generator, scores = former.before
+        torch.set_rng_state(generator)
+        if former.state.masks is not None:
+            former.state.masks.load_rank_state(scores)
+    if agreement.undo:
+        assert former.undo is not None
+        return former.undo
+    return capture(former.state)
