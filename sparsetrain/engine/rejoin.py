@@ -40,7 +40,7 @@ def rejoin(former: Trainer | None, job: Job, world: World, around: Surroundings)
     if agreement is not None:
         if former is not None:
             pieces = fit(settled(former, agreement), former.state.exchange, agreement, world, former.world.rank)
-        pieces = give(pieces, former.state.exchange if former is not None else None, agreement, world)
+        pieces = give(pieces, former.state if former is not None else None, agreement, world)
     state = build(job, world, around.calibrations, former.state.data if former is not None else None)
     trainer = Trainer(state, around.folder, around.log, around.show, recovers=True)
     if former is not None and former.world.rank == 0:

@@ -22,7 +22,8 @@ from torch import Tensor
 from sparsetrain.collective.world import World
 from sparsetrain.config.component import STRICT, adapter
 from sparsetrain.engine.checkpoint import About, Tensors
-from sparsetrain.engine.pieces import RANDOM, Pieces, own
+from sparsetrain.engine.pieces import RANDOM, SCORES, Pieces, own
+from sparsetrain.engine.state import RunState
 from sparsetrain.gradient.exchange import GradientExchange
 from sparsetrain.gradient.handover import newcomer, scaled
 
@@ -120,15 +121,15 @@ def fit(pieces: Pieces, exchange: GradientExchange, agreement: Agreement, world:
     return Pieces(dataclasses.replace(pieces.told, world_size=world.size), groups)
 
 
-def give(pieces: Pieces | None, exchange: GradientExchange | None, agreement: Agreement, world: World) -> Pieces:
+def give(pieces: Pieces | None, state: RunState | None, agreement: Agreement, world: World) -> Pieces:
     """Return this rank's pieces: its own, or for one that is new those of the source. Collective."""
     if not agreement.new:
         assert pieces is not None
         return pieces
     message = torch.empty(0, dtype=torch.uint8)
     if world.rank == agreement.source:
-        assert pieces is not None and exchange is not None
-        message = _packed(pieces, exchange)
+        assert pieces is not None and state is not None
+        message = _packed(pieces, state)
     length = torch.tensor([message.numel()], dtype=torch.int64, device=world.transport.device)
     world.transport.broadcast(length, "control", agreement.source)
     if not 0 < int(length) < LARGEST:
@@ -143,7 +144,7 @@ def give(pieces: Pieces | None, exchange: GradientExchange | None, agreement: Ag
     return _unpacked(bytes(message.cpu().numpy()), world.rank)
 
 
-def _packed(pieces: Pieces, exchange: GradientExchange) -> Tensor:
+def _packed(pieces: Pieces, state: RunState) -> Tensor:
     """Return the state that a rank which is new begins with, as one message of bytes; of a rank's own groups it holds
     what the new one's are to be."""
     flat: Tensors = {}
@@ -152,11 +153,21 @@ def _packed(pieces: Pieces, exchange: GradientExchange) -> Tensor:
         if name == "local":
             continue
         if name == "residual":
-            tensors = newcomer(exchange, {key: t for key, t in tensors.items() if not key.startswith(RANDOM)})
+            tensors = _joined(tensors, state)
         flat |= {f"{name}{dot}|{key}": tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
     names = sorted({group.partition(".")[0] for group in pieces.groups} - {"local"})
     about = json.dumps(dataclasses.asdict(pieces.told))
     return torch.from_numpy(np.frombuffer(bytearray(pack(flat, {"about": about, "groups": " ".join(names)})), np.uint8))
+
+
+def _joined(own: Tensors, state: RunState) -> Tensors:
+    """Return a rank's own group for one that is new."""
+    kept = {key: t for key, t in own.items() if not key.startswith((SCORES, RANDOM))}
+    joined = newcomer(state.exchange, kept)
+    if state.masks is not None:
+        scores = {key.removeprefix(SCORES): t for key, t in own.items() if key.startswith(SCORES)}
+        joined |= {f"{SCORES}{key}": t for key, t in state.masks.newcomer(scores).items()}
+    return joined
 
 
 def _unpacked(data: bytes, rank: int) -> Pieces:

@@ -312,6 +312,11 @@ class MaskController:
         each tensor is what counts."""
         return {**self.source.state(), "owed": torch.tensor([float(self.owed)])}
 
+    def newcomer(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the `rank_state` of a rank that joins, from that of one that was there."""
+        kept = {key: tensor for key, tensor in state.items() if key != "owed"}
+        return {**self.source.newcomer(kept), "owed": state["owed"]}
+
     def load_rank_state(self, state: Mapping[str, Tensor]) -> None:
         """Put back what `rank_state` returned. Raises ValueError when it does not fit the model."""
         kept = {key: tensor for key, tensor in state.items() if key != "owed"}

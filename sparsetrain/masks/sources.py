@@ -78,8 +78,12 @@ class Source(abc.ABC):
         """Return the signal by name, equal on all ranks, or None when it is not finite. Collective likewise."""
 
     def state(self) -> Tensors:
-        """Return what this rank keeps between updates."""
-        return {}
+        """Return what this rank keeps between updates, and between an observation and its update."""
+        return dict(self.kept)
+
+    def newcomer(self, state: Mapping[str, Tensor]) -> Tensors:
+        """Return what a rank keeps that joins, from the `state` of one that was there: the same, as it is a mean."""
+        return dict(state)
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """Put back what `state` returned."""
@@ -160,9 +164,9 @@ class Accumulated(Source):
         """See Source. Collective."""
         return self.mean(self.kept) if self.kept else None
 
-    def state(self) -> Tensors:
-        """See Source."""
-        return dict(self.kept)
+    def newcomer(self, state: Mapping[str, Tensor]) -> Tensors:
+        """See Source: sums begin at zero."""
+        return {name: torch.zeros_like(tensor) for name, tensor in state.items()}
 
 
 class Windowed(Source):
@@ -180,10 +184,6 @@ class Windowed(Source):
     def watches(self, step: int) -> bool:
         """See Source."""
         return step in self.watched
-
-    def state(self) -> Tensors:
-        """See Source."""
-        return dict(self.kept)
 
 
 class Curvature(Windowed):
