@@ -17,8 +17,11 @@ import torch
 from small import job
 
 from sparsetrain.collective.transport import PeerLost
+from sparsetrain.collective.world import World
+from sparsetrain.engine import trainer as trainer_module
 from sparsetrain.engine.assent import Assent
 from sparsetrain.engine.trainer import Trainer
+from sparsetrain.gradient import handover
 from sparsetrain.gradient.exchange import GradientExchange
 from sparsetrain.masks.controller import MaskController
 from sparsetrain.worker.environment import Place
@@ -76,8 +79,43 @@ def arm(session: Session, fault: Fault) -> None:
     setattr(cls, name, wrapped)
 
 
-def _live(pipe: Any, overrides: tuple[str, ...], folder: str, fault: Fault | None) -> None:
+def note_residuals() -> None:
+    """Let every trainer keep what its rank owed when its group began to train (`opened`) and when it was about to hand
+    over (`closed`)."""
+    opened, handed = Trainer._open, trainer_module.hand_over
+
+    def opening(trainer: Trainer) -> None:
+        opened(trainer)
+        trainer.opened = owed(trainer.state.exchange)
+
+    def handing(exchange: GradientExchange, world: World, leaving: list[int]) -> None:
+        exchange.closed = owed(exchange)
+        handed(exchange, world, leaving)
+
+    Trainer._open, trainer_module.hand_over = opening, handing
+
+
+def count_steps(counter: Any) -> None:
+    """Show the parent how far this process is."""
+    stepped = Trainer._stepped
+
+    def stepping(trainer: Trainer, updated: Any) -> None:
+        stepped(trainer, updated)
+        counter.value = trainer.state.step
+
+    Trainer._stepped = stepping
+
+
+def owed(exchange: GradientExchange) -> torch.Tensor:
+    """Return what a rank owes to the mean, flat."""
+    kept = handover.owed(exchange, exchange.state())
+    return torch.cat([kept[key].reshape(-1) for key in sorted(kept)] or [torch.zeros(0)])
+
+
+def _live(pipe: Any, counter: Any, overrides: tuple[str, ...], folder: str, fault: Fault | None) -> None:
     torch.set_num_threads(1)
+    note_residuals()
+    count_steps(counter)
     session = Session(job(*overrides), pathlib.Path(folder), lambda line: None)
     if fault is not None:
         arm(session, fault)
@@ -118,6 +156,7 @@ class Company:
         self.context.set_forkserver_preload(["company", "sparsetrain.engine.rejoin"])  # torch takes seconds to import
         self.processes: dict[int, Any] = {}
         self.pipes: dict[int, Any] = {}
+        self.steps: dict[int, Any] = {}
 
     def __enter__(self) -> Company:
         return self
@@ -133,7 +172,8 @@ class Company:
     def hire(self, number: int, fault: Fault | None = None) -> None:
         """Start a member."""
         here, there = self.context.Pipe()
-        arguments = (there, self.overrides, str(self.folder), fault)
+        self.steps[number] = self.context.Value("i", 0)
+        arguments = (there, self.steps[number], self.overrides, str(self.folder), fault)
         self.processes[number] = self.context.Process(target=_live, args=arguments, daemon=True)
         self.processes[number].start()
         there.close()
@@ -171,6 +211,13 @@ class Company:
         """Begin and end."""
         self.begin(*members)
         return self.end(*members, seconds=seconds)
+
+    def reach(self, number: int, step: int) -> None:
+        """Return when a member has finished `step` steps."""
+        deadline = time.monotonic() + 60
+        while self.steps[number].value < step:
+            assert time.monotonic() < deadline and self.processes[number].is_alive()
+            time.sleep(0.01)
 
     def ask(self, number: int, leave: bool = False) -> None:
         """Let a member ask for another group, or leave."""

@@ -53,6 +53,7 @@ def rejoin(former: Trainer | None, job: Job, world: World, around: Surroundings)
     restore(state, pieces)
     if agreement.new or agreement.former != world.size:
         reconcile(state.exchange, world)
+    trainer.check_replicas()
     go_local(state, pieces)
     state.masks_due = agreement.masks_due and state.masks is not None
     trainer.recorded = agreement.recorded

@@ -103,7 +103,7 @@ class Trainer:
         if resumes:
             self._resume()
             self.recorded = state.step
-        self._check_replicas()
+            self.check_replicas()
         if state.masks is not None and state.masks.waits:
             state.masks.initialise(ModelProbe(state))
             state.sync_masks()
@@ -281,7 +281,7 @@ class Trainer:
 
     def _evaluate(self) -> dict[str, float]:
         train, began = self.job.train, time.perf_counter()
-        self._check_replicas()
+        self.check_replicas()
         with self.state.forward():
             self.evaluation = evaluate(
                 self.state.model, self.state.data, train.batch_size, train.evaluate_batches, self.world
@@ -289,7 +289,7 @@ class Trainer:
         self.began += time.perf_counter() - began  # evaluation does not count as training time
         return dict(self.evaluation)
 
-    def _check_replicas(self) -> None:
+    def check_replicas(self) -> None:
         """Compare all ranks' weights, whatever the job says about masks. Raises ReplicasDiffer."""
         weights = {name: parameter.detach() for name, parameter in self.state.parameters.items()}
         agree_weights(weights, self.world.transport.gather_bytes, "raise")

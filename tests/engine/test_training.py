@@ -120,7 +120,7 @@ def differing(world: World) -> None:
     if world.rank == 1:
         with torch.no_grad():
             next(iter(state.parameters.values())).view(-1)[0] += 1e-7
-    Trainer(state, pathlib.Path("unused"), quiet)._check_replicas()
+    Trainer(state, pathlib.Path("unused"), quiet).check_replicas()
 
 
 def finished(tmp_path: pathlib.Path, *overrides: str) -> pathlib.Path:
