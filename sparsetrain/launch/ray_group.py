@@ -123,11 +123,12 @@ class RayGroup:
         return up, lost
 
     def dismiss(self, member: Member) -> None:
-        """End a worker; its place is free for another."""
+        """End a worker, also one that answers nothing; its place is free for another."""
         slot = self.slots[member.slot]
         if slot.member is member:
             slot.actor = slot.call = slot.member = None
         bounded(lambda: _kill(member.actor))
+        bounded(lambda: _end_there(member), ANSWER)
 
     def close(self) -> None:
         """End all workers."""
@@ -231,6 +232,17 @@ def own_node() -> str:
     import ray
 
     return str(ray.get_runtime_context().get_node_id())
+
+
+def _end_there(member: Member) -> None:
+    """End a worker's process from beside it: one that was stopped takes no order from Ray."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    from sparsetrain.launch.ray_worker import end_worker
+
+    place = NodeAffinitySchedulingStrategy(member.node, soft=False)
+    ray.get(ray.remote(end_worker).options(num_cpus=0, scheduling_strategy=place).remote(member.pid), timeout=ANSWER)
 
 
 def _kill(actor: Any) -> None:

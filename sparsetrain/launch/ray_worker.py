@@ -21,6 +21,13 @@ from sparsetrain.worker.environment import Place
 COPY_LIMIT = 64 << 20  # bytes; larger files stay on the worker's node
 
 
+def end_worker(pid: int) -> None:
+    """Kill the process `pid` of this node, if it is one of ours."""
+    with contextlib.suppress(OSError):
+        if b"RayWorker" in pathlib.Path(f"/proc/{pid}/cmdline").read_bytes():
+            os.kill(pid, signal.SIGKILL)
+
+
 class RayWorker:
     """A process that Ray started for one rank; which rank it is becomes known when all of them are up."""
 
@@ -67,7 +74,7 @@ class RayWorker:
         try:
             os.environ.update(place.variables())
             self._redirect(pathlib.Path(folder), place.rank)
-            return self._run(place)
+            return self.session.attend(place, self.listener)
         except JobError as error:
             return {"failure": {"kind": "job", "message": str(error), "at": time.time()}}
         except Exception as error:
@@ -78,20 +85,6 @@ class RayWorker:
             return {
                 "failure": {"kind": "error", "type": name, "message": message, "traceback": text, "at": time.time()}
             }
-
-    def _run(self, place: Place) -> dict[str, Any]:
-        from sparsetrain.collective.transport import PeerLost
-        from sparsetrain.engine.reunion import CannotReunite
-        from sparsetrain.worker.session import lost
-
-        try:
-            result = self.session.run(place, self.listener)
-            return {"paused": result} if "paused" in result else {"result": result}
-        except PeerLost as error:
-            return {"lost": lost(error, self.session)}
-        except CannotReunite as error:
-            self.session.forget()
-            return {"lost": {"message": str(error), "late": False, "at": time.time(), "hopeless": True}}
 
     def cut(self) -> None:
         """End a `run` that waits for ranks which are gone."""

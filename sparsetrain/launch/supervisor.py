@@ -24,6 +24,7 @@ from sparsetrain.worker import record
 POLL = 0.25  # seconds between looks at the workers
 GRACE = 1.5  # seconds after a first exception in which others may tell the cause
 ECHO_GRACE = 5.0  # the same, when the first one looks like a consequence
+NO_GROUP = {"message": "there was no group", "late": False, "hopeless": False}
 GIVE_UP = 6.0  # seconds in which a rank that was cut off has to return
 
 
@@ -124,7 +125,7 @@ class Supervisor:
             calls = self.group.run(self.members)
         except Exception as error:  # rank 0 is gone before it could begin
             outcome.failures.append(gone(error, self.members[0].failure("")))
-            outcome.lost = {member.rank: {"message": "no group"} for member in self.members[1:]}
+            outcome.lost = {member.rank: NO_GROUP for member in self.members[1:]}
             outcome.began = time.monotonic()
             return outcome
         self.generation += 1
@@ -161,7 +162,7 @@ class Supervisor:
             outcome.failures.append(dataclasses.replace(member.failure(""), **answer["failure"]))
         elif "lost" in answer:
             outcome.lost[member.rank] = answer["lost"]
-            self.step = max(self.step, answer["lost"].get("step", 0))
+            self.step = max(self.step, answer["lost"]["step"])
         elif "paused" in answer:
             outcome.paused[member.rank] = answer["paused"]
             self.step = max(self.step, answer["paused"]["steps"])
@@ -178,7 +179,7 @@ class Supervisor:
 
     def _explain(self, outcome: Outcome, pending: list[Member], pulse: Pulse) -> None:
         """Where ranks waited too long, name the one that did not come, and write everybody's stacks."""
-        if not any(lost.get("late") for lost in outcome.lost.values()):
+        if not any(lost["late"] for lost in outcome.lost.values()):
             return
         with contextlib.suppress(OSError):
             for rank, text in self.group.stacks(pending).items():
@@ -208,7 +209,7 @@ class Supervisor:
         for member in [m for m in self.members if m.rank in dead or m in leaving]:
             self.group.dismiss(member)
             self.members.remove(member)
-        hopeless = any(lost.get("hopeless") for lost in outcome.lost.values())
+        hopeless = any(lost["hopeless"] for lost in outcome.lost.values())
         if hopeless:
             self.group.tell(self.members, "forget")
         kept = len(self.members)

@@ -116,6 +116,21 @@ class Session:
             trainer.tracker.close("finished")
             return result
 
+    def attend(self, place: Place, listener: socket.socket | None = None) -> dict[str, Any]:
+        """Do the same and return {"result": ...}, {"paused": ...}, or when other ranks are lost {"lost": ...}."""
+        from sparsetrain.engine.reunion import CannotReunite
+
+        try:
+            result = self.run(place, listener)
+            return {"paused": result} if "paused" in result else {"result": result}
+        except PeerLost as error:
+            message = self.connections.late or str(error).strip().split("\n")[0]
+            told = {"message": message, "late": bool(self.connections.late), "hopeless": False}
+        except CannotReunite as error:
+            self.forget()
+            told = {"message": str(error), "late": False, "hopeless": True}
+        return {"lost": {**told, "at": time.time(), "step": self.position().step}}
+
     def close(self, status: str) -> None:
         """End the sinks: this process trains no more."""
         if self.trainer is not None:
@@ -156,10 +171,3 @@ class Session:
                 connections.late = f"waited for {limit:g} s in a collective of step {step}"
                 connections.cut()
                 return
-
-
-def lost(error: PeerLost, session: Session) -> dict[str, Any]:
-    """Return what the driver is told when other ranks are lost."""
-    late = session.connections.late
-    message = late or str(error).strip().split("\n")[0]
-    return {"message": message, "late": bool(late), "at": time.time(), "step": session.position().step}

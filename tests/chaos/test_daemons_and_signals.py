@@ -38,7 +38,7 @@ def found(desk: Desk, text: str) -> list[int]:
 
 
 def test_a_rank_that_stands_still_is_named_and_the_run_ends(desk: Desk) -> None:
-    process = started(desk, "cluster.collective_timeout=6")
+    process = started(desk, "cluster.collective_timeout=6", "recovery.crashes=0")
     workers = found(desk, "ray::RayWorker")
     os.kill(workers[1], signal.SIGSTOP)
     code, err = ended(process, within=40)

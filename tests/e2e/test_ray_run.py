@@ -56,7 +56,7 @@ def test_an_exception_on_one_rank_ends_the_run_and_is_told_once(desk: Desk) -> N
 
 
 def test_a_killed_worker_ends_the_run_within_seconds(desk: Desk) -> None:
-    process = desk.start(*CLI, "model.name=slowly:Slow", "train.steps=1000")
+    process = desk.start(*CLI, "model.name=slowly:Slow", "train.steps=1000", "recovery.crashes=0")
     desk.wait_for_rows("tiny", process)
     workers = sorted(pid for pid, line in desk.processes().items() if line.startswith("ray::RayWorker"))
     assert len(workers) == 2
@@ -66,6 +66,7 @@ def test_a_killed_worker_ends_the_run_within_seconds(desk: Desk) -> None:
     assert process.returncode == 1
     assert time.monotonic() - began < 20
     assert f"process {workers[1]}) failed: ActorDiedError: its process is gone" in err
+    assert "[1 lost, recovery.crashes allows 0]" in err
     assert (out + err).count(f"on {socket.gethostname()} (node ") == 1
     assert "Traceback" not in out + err
     assert desk.left() == {}
@@ -95,7 +96,7 @@ def test_killed_and_resumed_is_straight_bit_for_bit(desk: Desk) -> None:
     """Masks change after steps 4 and 8; rank 1 is killed somewhere behind the checkpoint of step 4."""
     wanted = (
         *CLI,
-        *("model.name=slowly:Slow", "train.steps=12", "checkpoint.every=2", "log.every=1"),
+        *("model.name=slowly:Slow", "train.steps=12", "checkpoint.every=2", "log.every=1", "recovery.crashes=0"),
         "masks={method: rigl, sparsity: 0.8, every: 4, end: 1.0}",
     )
     code, _, err = desk.call(*wanted, "name=straight")

@@ -4,11 +4,10 @@ import os
 import pathlib
 import socket
 import sys
-from typing import Any
 
 import pytest
 
-from sparsetrain.launch import ray_driver
+from sparsetrain.launch import supervisor
 from sparsetrain.launch.ray_driver import copy_back
 from sparsetrain.launch.ray_group import Member
 from sparsetrain.launch.ray_worker import RayWorker
@@ -44,45 +43,30 @@ def test_checkpoints_stay_on_their_node(worker: RayWorker, tmp_path: pathlib.Pat
     assert worker.files(str(tmp_path / "run")) == {"logs/rank00000.log": b"small"}
 
 
+MEMBER = Member(actor=None, node="n", address="a", host="h", pid=1, shared=False)
+
+
 class Answers:
-    """Stands for an actor whose `files` returns what it is told to."""
+    """Stands for a group whose first member has these files."""
 
     def __init__(self, answer: dict[str, bytes]) -> None:
         self.answer = answer
-        self.files = self
 
-    def remote(self, folder: str) -> dict[str, bytes]:
+    def files(self, member: Member) -> dict[str, bytes]:
         return self.answer
 
 
-def member(answer: dict[str, bytes]) -> Member:
-    return Member(actor=Answers(answer), node="n", address="a", host="h", pid=1, shared=False)
-
-
-@pytest.fixture
-def direct(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let ray.get return what it is given."""
-    import ray
-
-    def get(value: Any, **options: Any) -> Any:
-        return value
-
-    monkeypatch.setattr(ray, "get", get)
-
-
-@pytest.mark.usefixtures("direct")
 def test_files_come_back(tmp_path: pathlib.Path) -> None:
-    copy_back(member({"logs/a.log": b"x"}), tmp_path)
+    copy_back(MEMBER, Answers({"logs/a.log": b"x"}), tmp_path)
     assert (tmp_path / "logs" / "a.log").read_bytes() == b"x"
 
 
-@pytest.mark.usefixtures("direct")
 @pytest.mark.parametrize("name", ["../out", "/out", "logs/../../out"])
 def test_a_worker_cannot_write_outside_the_run_folder(tmp_path: pathlib.Path, name: str) -> None:
     with pytest.raises(ValueError, match="outside the run folder"):
-        copy_back(member({name: b"x"}), tmp_path / "run")
+        copy_back(MEMBER, Answers({name: b"x"}), tmp_path / "run")
     assert not (tmp_path / "out").exists()
 
 
 def test_polling_is_quicker_than_the_grace() -> None:
-    assert ray_driver.POLL < ray_driver.GRACE < ray_driver.ECHO_GRACE
+    assert supervisor.POLL < supervisor.GRACE < supervisor.ECHO_GRACE
