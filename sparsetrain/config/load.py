@@ -20,6 +20,8 @@ from sparsetrain.config.nodes import check_nodes
 
 LONGEST = 1 << 18  # characters of a YAML text
 DIGITS = 100  # characters of a number
+# What PyYAML raises for a value that is not what its tag says.
+UNREADABLE = (yaml.YAMLError, ValueError, TypeError, AttributeError, LookupError, ArithmeticError, RecursionError)
 
 
 class _UniqueKeys(yaml.SafeLoader):
@@ -70,7 +72,7 @@ def read_yaml(text: str, where: str) -> Any:
             return None
         check_nodes(node, where)
         return loader.construct_document(node)
-    except (yaml.YAMLError, ValueError, TypeError, AttributeError, LookupError, ArithmeticError, RecursionError) as error:
+    except UNREADABLE as error:
         reason = " ".join(str(error).split())[:300]
         raise JobError(f"{where}: not readable as YAML: {reason}") from error
 

@@ -255,6 +255,7 @@ def restore(state: RunState, folder: pathlib.Path) -> None:
 
 
 def _restore(state: RunState, folder: pathlib.Path) -> None:
+    state.forget()  # what a checkpoint that turned out unreadable has left
     about = checkpoint.read_about(folder)
     checkpoint.load_model(state.model, checkpoint.read_saved(folder, "model.safetensors"), folder)
     if state.masks is not None:

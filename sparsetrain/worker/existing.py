@@ -63,8 +63,9 @@ def stored_tree(folder: pathlib.Path) -> dict[str, Any] | None:
 
 def status(folder: pathlib.Path) -> dict[str, Any]:
     """Return run.json, or an empty mapping when there is none that can be read."""
+    path = folder / "run.json"
     try:
-        value = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}  # a pipe would keep us waiting
     except (OSError, ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}

@@ -1,6 +1,7 @@
 """The decoders of places and values, called as the payload does, but on memory that ends exactly where their part ends.
 
-A case is a byte that names the code, two bytes of count, three of size, then the data. Refusal: ValueError, of which CorruptCode is one.
+A case is a byte that names the code, two bytes of count, three of size, then the data. Refusal: ValueError, of
+which CorruptCode is one.
 """
 
 from __future__ import annotations

@@ -43,6 +43,7 @@ class Fuzzer:
         self.lines = Lines()
         self.kinds: set[Hashable] = set()
         self.corpus: list[bytes] = []
+        self.well: list[bytes] = []  # those of the corpus that were accepted
         self.tally = Tally()
         self.began = time.monotonic()
 
@@ -51,6 +52,7 @@ class Fuzzer:
         self.tally.cases = first
         for seed in self.target.seeds():
             self.corpus.append(seed)
+            self.well.append(seed)
             if not first:  # a process that goes on behind one that died must not die of the same
                 self._read(seed, traced=True)
         while self.tally.cases < count:
@@ -58,8 +60,11 @@ class Fuzzer:
                 break
             parent = self._parent()
             case = self.target.change(parent, self.corpus, self.draw)
-            if self._read(case, traced=self.tally.cases % self.target.traced == 0) and len(self.corpus) < LARGEST_CORPUS:
+            accepted = self.tally.accepted
+            new = self._read(case, traced=self.tally.cases % self.target.traced == 0)
+            if new and len(self.corpus) < LARGEST_CORPUS:
                 self.corpus.append(case)
+                self.well += [case] * (self.tally.accepted > accepted)
         return self.summary()
 
     def summary(self) -> Tally:
@@ -70,10 +75,13 @@ class Fuzzer:
         return tally
 
     def _parent(self) -> bytes:
-        size = len(self.corpus)
+        way = self.draw.random()
+        # Much of what is refused is refused at once, and so is what comes near it.
+        if way < 0.6:
+            return self.well[int(self.draw.random() * len(self.well))]
+        where = self.draw.random()
         # What was found last is where new ground is likely.
-        recent = self.draw.random() < 0.3
-        return self.corpus[int((1 - self.draw.random() ** 3 if recent else self.draw.random()) * size) - recent]
+        return self.corpus[int((1 - where**3 if way < 0.8 else where) * len(self.corpus)) - (way < 0.8)]
 
     def _read(self, case: bytes, traced: bool) -> bool:
         """Read a case and return whether it reached something new."""
@@ -90,7 +98,7 @@ class Fuzzer:
             if any(word in str(error) for word in ALLOCATION):
                 self._found(case, error)
             tally.refused += 1
-            kind = path_of(error)
+            kind = self.target.kind_of(error)
         except Exception as error:
             self._found(case, error)
             kind = path_of(error)

@@ -1,15 +1,13 @@
 """Job files, from bytes on disk to a checked job and back to YAML.
 
-A case is the content of the file. Refusal: JobError, in one line that can be printed. What is accepted must write itself
-out, and that must be the same job. `module:Class` names code of the user's own, so no case may invent one.
+A case is the content of the file. Refusal: JobError, in one line that can be printed. What is accepted must write
+itself out, and that must be the same job. `module:Class` names code of the user's own, so no case may invent one.
 """
 
 from __future__ import annotations
 
-import pathlib
 import random
 import re
-import tempfile
 from collections.abc import Hashable, Sequence
 from typing import Any
 
@@ -20,33 +18,66 @@ from sparsetrain.config.errors import JobError
 from sparsetrain.config.load import load_job, parse, to_tree, to_yaml
 from sparsetrain.config.presets import PRESETS
 from sparsetrain.worker.existing import first_difference
+from tests.fuzz.coverage import path_of
 from tests.fuzz.mutations import changed, changed_value
-from tests.fuzz.target import Target
+from tests.fuzz.target import Target, scratch
 
 LONGEST = 10_000  # characters of a refusal
 TEXTS = (
-    "name: mine\nmodel: {name: gpt, layers: 4, width: 128}\ntrain: {steps: 100}\nmasks: {method: rigl, sparsity: 0.9}\n",
+    "name: mine\nmodel: {name: gpt, layers: 4, width: 8}\ntrain: {steps: 100}\nmasks: {method: rigl, sparsity: 0.9}\n",
     "name: a\noptimizer: {name: sgd, learning_rate: 1e-2}\nexchange: {regime: auto, steps_factor: {dense: 1}}\n",
     "name: b\nmasks:\n  method: gmp\n  schedule: {name: cubic}\n  begin: 0.1\n  end: 0.8\nbaseline: [train.steps=5]\n",
     "name: &n c\nlog: {folder: *n, wandb: {mode: disabled, tags: [x, y]}}\ncluster: {workers: 2, address: 'h:1'}\n",
-    "name: d\nx: &a {k: 1}\ntrain:\n  <<: *a\n  steps: 10\n",
+    "name: d\ncheckpoint: &a {every: 5}\nlog:\n  <<: *a\n  folder: out\n",
 )
 PIECES = (
     *("&a ", "*a", "<<: *a\n", "<<: [*a, *a]\n", "[*a,*a,*a,*a,*a,*a,*a,*a,*a]", "&b [*a,*a]", "{", "}", "[", "]"),
-    *(": ", "\n", "\n  ", "- ", "? ", "| ", "> ", "---\n", "...\n", "# ", "%YAML 1.1\n", "'", '"', "\t", "!!", "!!binary "),
-    *("!!python/object:os.system ", "!!set ", "!!omap ", "!!timestamp ", "!!int ", "!!float ", "!!null ", "!x ", "~"),
+    *(
+        ": ",
+        "\n",
+        "\n  ",
+        "- ",
+        "? ",
+        "| ",
+        "> ",
+        "---\n",
+        "...\n",
+        "# ",
+        "%YAML 1.1\n",
+        "'",
+        '"',
+        "\t",
+        "!!",
+        "=",
+        "~",
+    ),
+    *("!!python/object:os.system ", "!!binary ", "!!set ", "!!omap ", "!!timestamp ", "!!int ", "!!float ", "!!bool "),
     *(".nan", ".inf", "-.inf", "1e400", "9" * 5000, "0x" + "f" * 5000, "1:" * 2000 + "1", "0b1", "0o7", "2001-99-99"),
-    *('"\\ud800"', '"\\0"', "\x85", "\u2028", "\ufeff", "../..", "=", "null", "yes", "1_0", "-1", "true", "1.5", "2147483648"),
+    *(
+        '"\\ud800"',
+        '"\\0"',
+        "\x85",
+        "\u2028",
+        "\ufeff",
+        "../..",
+        "null",
+        "yes",
+        "1_0",
+        "-1",
+        "true",
+        "1.5",
+        "2147483648",
+    ),
     *("[" * 400, "{a: " * 400, "name: x\n", "model: gpt\n", "train: ", "masks: ", "exchange: ", "steps: ", "every: "),
 )
 
 
 class JobFiles(Target):
     refusals = (JobError,)
-    traced = 16
+    traced = 64
 
     def __init__(self) -> None:
-        self.path = pathlib.Path(tempfile.mkdtemp(prefix="sparsetrain-jobs-")) / "job.yaml"
+        self.path = scratch() / "job.yaml"
         names = [name for kind in registry.KINDS for name in registry.names(kind)]
         words = sorted(set(re.findall(r"[a-z_]{3,}", "\n".join([*map(str, PRESETS), *(_whole(t) for t in TEXTS[:3])]))))
         self.pieces = [piece.encode("utf-8", "surrogatepass") for piece in (*PIECES, *names, *words)]
@@ -70,14 +101,20 @@ class JobFiles(Target):
         assert "/" not in job.name and not job.name.startswith("."), "a name that is a path"
         return len(case).bit_length(), tuple(sorted(key for key, value in tree.items() if isinstance(value, dict)))
 
+    def kind_of(self, refusal: Exception) -> Hashable:
+        where, _, why = str(refusal).partition(": ")
+        return path_of(refusal), where[:40], re.split(r"[(;'0-9]", why)[0][:40]
+
     def change(self, case: bytes, corpus: Sequence[bytes], draw: random.Random) -> bytes:
         way = draw.random()
         if way < 0.25:
             return changed(case, corpus, draw)[:20_000]
-        if way < 0.45:
-            tree = _tree(case)
-            if tree is not None:
-                return self._dump(changed_value(tree, draw))[:20_000]
+        if way < 0.7 and isinstance(tree := _tree(case), dict):
+            other = _tree(draw.choice(corpus)) if way < 0.45 else None
+            if isinstance(other, dict) and other:  # a section of another job in place of the own one
+                key = draw.choice(list(other))
+                return self._dump({**tree, key: other[key]})[:20_000]
+            return self._dump(changed_value(tree, draw))[:20_000]
         data = bytearray(case)
         for _ in range(1 + int(draw.random() * 3)):
             at = _token(data, draw)

@@ -7,9 +7,7 @@ nothing may be refused: each reader has a value for what cannot be read.
 from __future__ import annotations
 
 import json
-import pathlib
 import random
-import tempfile
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
@@ -21,7 +19,7 @@ from sparsetrain.track.jsonl import JsonlSink, read
 from sparsetrain.worker import record
 from sparsetrain.worker.existing import status
 from tests.fuzz.mutations import changed, changed_value
-from tests.fuzz.target import Target
+from tests.fuzz.target import Target, scratch
 
 STAGE = {"settings": "topk", "share": 0.5, "select_s": 1e-9, "merge_s": 1e-9}
 NETWORK = {"version": 1, "latency_s": 1e-4, "reduce_rate": 1e8, "gather_rate": 1e8}
@@ -33,7 +31,7 @@ class JsonFiles(Target):
     traced = 64
 
     def __init__(self) -> None:
-        self.folder = pathlib.Path(tempfile.mkdtemp(prefix="sparsetrain-json-"))
+        self.folder = scratch()
         self.kept = Kept(self.folder, World())
         self.readers: list[Callable[[bytes], Hashable]] = [self._kept, self._run, self._choices, self._metrics]
 

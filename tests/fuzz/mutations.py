@@ -10,7 +10,23 @@ from typing import Any
 EDGES = (0, 1, 2, 0x7F, 0x80, 0xFF, 0x7FFF, 0x8000, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF, (1 << 63) - 1, 1 << 63)
 WORDS: tuple[Any, ...] = (
     *(0, 1, -1, 2**31 - 1, 2**31, 2**63, 2**64, -(2**63), 10**30, 0.0, -0.0, 1e308, float("inf"), float("nan")),
-    *(True, False, None, "", "0", "x" * 300, "\x00", "../../x", "/etc/passwd", "\u202e", "𝟘", [], {}, [[]], {"": {}}),
+    *(
+        True,
+        False,
+        None,
+        "",
+        "0",
+        "x" * 300,
+        "\x00",
+        "../../x",
+        "/etc/passwd",
+        "\u202e",
+        "\u0660",
+        [],
+        {},
+        [[]],
+        {"": {}},
+    ),
 )
 
 
@@ -69,7 +85,8 @@ def changed_value(value: Any, draw: random.Random, depth: int = 0) -> Any:
         return result
     if depth < 8 and isinstance(value, list) and value and draw.random() < 0.8:
         at, way = draw.randrange(len(value)), draw.random()
-        middle = [] if way < 0.1 else 2 * value[at : at + 1] if way < 0.3 else [changed_value(value[at], draw, depth + 1)]
+        own = value[at]
+        middle = [] if way < 0.1 else [own, own] if way < 0.3 else [changed_value(own, draw, depth + 1)]
         return [*value[:at], *middle, *value[at + 1 :]]
     if isinstance(value, int | float) and not isinstance(value, bool) and draw.random() < 0.5:
         return draw.choice((value + 1, value - 1, -value, value * 2, str(value), [value]))

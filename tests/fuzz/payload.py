@@ -126,7 +126,8 @@ def _setups() -> list[Setup]:
                 found.append(Setup(_codec(indices, values), frame, out))
         shared = Entries(torch.arange(0, 200, 2, dtype=torch.int32), torch.linspace(-1, 1, 100), shared=True)
         found.append(Setup(_codec("auto", values), Frame(1000, 3, 2), torch.zeros(1000), shared))
-        found.append(Setup(_codec("int32", values), Frame(64, 0, 0), torch.zeros(64), Entries(None, torch.ones(64), True)))
+        whole = Entries(None, torch.ones(64), shared=True)
+        found.append(Setup(_codec("int32", values), Frame(64, 0, 0), torch.zeros(64), whole))
     return found
 
 

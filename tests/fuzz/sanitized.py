@@ -38,5 +38,4 @@ def environment(portable: bool) -> dict[str, str]:
         "LD_PRELOAD": runtime,
         "ASAN_OPTIONS": ":".join(OPTIONS),
         "UBSAN_OPTIONS": "print_stacktrace=1",
-        "OMP_NUM_THREADS": "1",
     }

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import abc
+import atexit
+import pathlib
 import random
+import shutil
+import tempfile
 from collections.abc import Hashable, Sequence
 
+from tests.fuzz.coverage import path_of
 from tests.fuzz.mutations import changed
 
 
@@ -26,6 +31,17 @@ class Target(abc.ABC):
         Raises one of `refusals`, or whatever the parser should not have raised; AssertionError for a wrong value.
         """
 
+    def kind_of(self, refusal: Exception) -> Hashable:
+        """Return what kind of refusal this is; a new kind is worth keeping too."""
+        return path_of(refusal)
+
     def change(self, case: bytes, corpus: Sequence[bytes], draw: random.Random) -> bytes:
         """Return another case near this one."""
         return changed(case, corpus, draw)
+
+
+def scratch() -> pathlib.Path:
+    """Return a new folder that is removed when the process ends."""
+    folder = pathlib.Path(tempfile.mkdtemp(prefix="sparsetrain-fuzz-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder

@@ -19,6 +19,7 @@ from tests.fuzz.slot import Slot
 POLL = 0.2  # seconds between looks
 START = 180.0  # seconds for imports, kernels to compile and the first case
 RESTARTS = 50
+SINGLE = {"OMP_NUM_THREADS": "1"}  # tensors this small are no work for threads, which would wait for each other
 
 
 def watched(
@@ -40,7 +41,7 @@ def watched(
             inside = ["--inside", folder, "--first", str(total.cases), "--seconds", str(left)]
             with (room / "stderr").open("w+b") as stderr:
                 command = [sys.executable, "-m", "tests.fuzz", *arguments, *inside]
-                child = subprocess.Popen(command, stderr=stderr, env={**env, "TMPDIR": folder})
+                child = subprocess.Popen(command, stderr=stderr, env={**env, "TMPDIR": folder, **SINGLE})
                 try:
                     problem = _wait(child, slot, limit)
                 finally:
