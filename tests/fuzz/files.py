@@ -11,6 +11,7 @@ from typing import Any
 from tests.fuzz.mutations import EDGES, changed, changed_value
 
 HEAD = struct.Struct("<HI")
+NAME = 1000  # bytes of a name at most
 KINDS = ("F32", "F16", "BF16", "F64", "I64", "I32", "U8", "BOOL", "F8_E4M3", "F4", "X", "")
 
 
@@ -18,7 +19,7 @@ def joined(files: Mapping[str, bytes]) -> bytes:
     """Return the files as a case."""
     parts = []
     for name, data in files.items():
-        raw = name.encode()
+        raw = name.encode()[:NAME]
         parts += [HEAD.pack(len(raw), len(data)), raw, data]
     return b"".join(parts)
 
