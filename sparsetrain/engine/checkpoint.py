@@ -27,6 +27,7 @@ from sparsetrain.collective.meter import Kind
 from sparsetrain.config.component import STRICT, adapter
 from sparsetrain.config.job import RegimeName
 from sparsetrain.config.numbers import Count, Positive
+from sparsetrain.engine.optimizer_fields import fields_of
 
 FORMAT = 1
 NAME = re.compile(r"step_[0-9]{8,10}")
@@ -210,6 +211,8 @@ def load_optimizer(
         like = parameter.detach() if tensor.ndim else torch.zeros((), dtype=torch.float32)
         optimizer.state[parameter][field] = fitting(f"optimizer state {key}", tensor, like)
     fields = {field for state in optimizer.state.values() for field in state}
+    if fields:  # before the first step that was not skipped there is none
+        fields |= fields_of(optimizer)
     for name, parameter in parameters.items():
         own = optimizer.state.get(parameter, {})
         for field in sorted(fields - set(own)) if own or whole else ():

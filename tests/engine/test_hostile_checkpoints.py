@@ -8,8 +8,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from small import job
 
+from sparsetrain import registry
 from sparsetrain.collective.world import World
 from sparsetrain.engine import checkpoint
+from sparsetrain.engine.optimizer_fields import fields_of
 from sparsetrain.engine.state import build, restore, save
 
 FILES = ("COMPLETE", "state.json", "model.safetensors", "masks.safetensors", "residual.rank00000.safetensors")
@@ -145,3 +147,31 @@ def test_a_damaged_checkpoint_leaves_nothing_that_spoils_an_older_one(tmp_path):
     sealed(folder)
     restore(state, folder)
     assert "factor/head" not in state.exchange.state()
+
+
+@pytest.mark.parametrize(("optimizer", "field"), [("adamw", "exp_avg"), ("adamw", "step")])
+def test_state_that_the_optimizer_keeps_of_all_parameters_must_not_be_missing_of_all(optimizer, field):
+    weight = torch.nn.Parameter(torch.ones(2))
+    weight.grad = torch.ones(2)
+    made = registry.load("optimizer", optimizer)
+    own = made(made.Config()).optimizer(torch.nn.ParameterDict({"w": weight}))
+    own.step()
+    tensors = checkpoint.optimizer_tensors(own, {"w": weight})
+    checkpoint.load_optimizer(own, {"w": weight}, tensors, whole=True)
+    del tensors[f"{field}/w"]
+    with pytest.raises(checkpoint.CheckpointError, match=f"optimizer state {field}/w is missing"):
+        checkpoint.load_optimizer(own, {"w": weight}, tensors, whole=True)
+    checkpoint.load_optimizer(own, {"w": weight}, {}, whole=True)
+
+
+def test_an_optimizer_says_what_it_keeps():
+    weight = torch.nn.Parameter(torch.ones(2))
+    assert fields_of(torch.optim.AdamW([weight])) == {"step", "exp_avg", "exp_avg_sq"}
+    assert fields_of(torch.optim.SGD([weight], lr=0.1)) == set()
+    assert fields_of(torch.optim.SGD([weight], lr=0.1, momentum=0.9)) == {"momentum_buffer"}
+
+    class Strange(torch.optim.SGD):
+        def __init__(self, parameters, secret):
+            super().__init__(parameters, lr=0.1, momentum=secret)
+
+    assert fields_of(Strange([weight], 0.9)) == set()
