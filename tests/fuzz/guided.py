@@ -1,4 +1,4 @@
-"""The same targets under libFuzzer, where the atheris package is installed: `python -m tests.fuzz.guided codes -runs=9`.
+"""The same targets under libFuzzer, where atheris is installed: `python -m tests.fuzz.guided codes -runs=9`.
 
 All that follows the target is for libFuzzer. It sees edges and comparisons of the package's bytecode in every case, so
 it gets further in a given number of cases, and reads fewer of them a second; it stops at the first finding.
