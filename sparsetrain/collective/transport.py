@@ -12,6 +12,7 @@ from torch import Tensor
 from sparsetrain.collective.meter import ByteMeter, Kind
 
 LENGTH = 8  # bytes of a length that travels ahead of its data
+LARGEST = 16 << 31  # elements that a rank may announce: payload.LONGEST bytes for each place of the largest bucket
 
 
 class PeerLost(RuntimeError):
@@ -156,7 +157,11 @@ class Transport(abc.ABC):
     def _sizes(self, parts: Sequence[Tensor]) -> list[int]:
         """Return how many elements each rank sends here."""
         lengths = [torch.tensor([part.numel()], dtype=torch.int64, device=part.device) for part in parts]
-        return torch.cat(self._all_to_all_v(lengths, [1] * self.size)).tolist()
+        found: list[int] = torch.cat(self._all_to_all_v(lengths, [1] * self.size)).tolist()
+        for rank, length in enumerate(found):
+            if not 0 <= length <= LARGEST:
+                raise ValueError(f"rank {rank} is about to send {length} elements; at most {LARGEST} are taken")
+        return found
 
     # What follows gets detached, contiguous tensors and books nothing.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 from pydantic import TypeAdapter
@@ -74,6 +75,7 @@ def _tree(component: Component | None) -> dict[str, Any] | None:
     return None if component is None else component.as_dict()
 
 
+@functools.cache
 def adapter(cls: Any) -> TypeAdapter[Any]:
     """Return the validator of a config dataclass; unknown keys are refused and defaults are checked."""
     if not hasattr(cls, "__pydantic_config__"):

@@ -76,7 +76,7 @@ def _steps_factor(tree: dict[str, Any]) -> dict[str, Any]:
         return tree
     optimizer = tree.get("optimizer", "adamw")
     name = optimizer.get("name", "adamw") if isinstance(optimizer, dict) else optimizer
-    if exchange.get("every", 1) != 1 or name not in STEPS_FACTOR:
+    if exchange.get("every", 1) != 1 or not isinstance(name, str) or name not in STEPS_FACTOR:
         return tree
     return {**tree, "exchange": {**exchange, "steps_factor": dict(STEPS_FACTOR[name])}}
 

@@ -16,6 +16,12 @@ from sparsetrain.config.component import Component, adapter
 from sparsetrain.config.defaults import settle
 from sparsetrain.config.errors import JobError, describe
 from sparsetrain.config.job import Job
+from sparsetrain.config.nodes import check_nodes
+
+LONGEST = 1 << 18  # characters of a YAML text
+DIGITS = 100  # characters of a number
+# What PyYAML raises for a value that is not what its tag says.
+UNREADABLE = (yaml.YAMLError, ValueError, TypeError, AttributeError, LookupError, ArithmeticError, RecursionError)
 
 
 class _UniqueKeys(yaml.SafeLoader):
@@ -35,14 +41,38 @@ def _mapping(loader: _UniqueKeys, node: yaml.MappingNode) -> dict[Any, Any]:
     return loader.construct_mapping(node, deep=True)
 
 
+def _integer(loader: _UniqueKeys, node: yaml.ScalarNode) -> int:
+    return loader.construct_yaml_int(_short(node))
+
+
+def _float(loader: _UniqueKeys, node: yaml.ScalarNode) -> float:
+    return loader.construct_yaml_float(_short(node))
+
+
+def _short(node: yaml.ScalarNode) -> yaml.ScalarNode:
+    # Longer ones take long to read, and may have no decimal text to name them with.
+    if len(node.value) > DIGITS:
+        raise ValueError(f"a number of {len(node.value)} characters")
+    return node
+
+
+_UniqueKeys.add_constructor("tag:yaml.org,2002:int", _integer)
+_UniqueKeys.add_constructor("tag:yaml.org,2002:float", _float)
 _UniqueKeys.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
 
 
 def read_yaml(text: str, where: str) -> Any:
     """Return the value of a YAML text. Raises JobError that begins with `where` for whatever is wrong with it."""
+    if len(text) > LONGEST:
+        raise JobError(f"{where}: longer than {LONGEST} characters")
     try:
-        return yaml.load(text, Loader=_UniqueKeys)  # a SafeLoader
-    except (yaml.YAMLError, ValueError, TypeError, AttributeError, RecursionError) as error:
+        loader = _UniqueKeys(text)  # a SafeLoader
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        check_nodes(node, where)
+        return loader.construct_document(node)
+    except UNREADABLE as error:
         reason = " ".join(str(error).split())[:300]
         raise JobError(f"{where}: not readable as YAML: {reason}") from error
 
@@ -81,7 +111,8 @@ def read_tree(source: str) -> dict[str, Any]:
     if path.suffix not in (".yaml", ".yml") and source in PRESETS:
         return PRESETS[source]()
     try:
-        text = path.read_text(encoding="utf-8")
+        with path.open(encoding="utf-8") as file:
+            text = file.read(LONGEST + 1)  # a device has no end
     except (FileNotFoundError, ValueError) as error:
         if isinstance(error, UnicodeDecodeError):
             raise JobError(f"{source}: is not a text file") from error

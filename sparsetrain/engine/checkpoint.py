@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import pathlib
+import re
 import shutil
 from collections.abc import Mapping
 from typing import Annotated
@@ -26,8 +27,11 @@ from sparsetrain.collective.meter import Kind
 from sparsetrain.config.component import STRICT, adapter
 from sparsetrain.config.job import RegimeName
 from sparsetrain.config.numbers import Count
+from sparsetrain.engine.optimizer_fields import fields_of
 
 FORMAT = 1
+NAME = re.compile(r"step_[0-9]{8,10}")
+MOST = 1 << 26  # bytes of a file that is read as a text
 Tensors = dict[str, Tensor]
 
 
@@ -42,7 +46,12 @@ def folder_of(root: pathlib.Path, step: int) -> pathlib.Path:
 
 def complete(root: pathlib.Path) -> list[pathlib.Path]:
     """Return the complete checkpoints under `root`, oldest first."""
-    return sorted(path.parent for path in root.glob("step_*/COMPLETE"))
+    return sorted(path.parent for path in root.glob("step_*/COMPLETE") if NAME.fullmatch(path.parent.name))
+
+
+def names_of(message: bytes) -> list[str]:
+    """Return the names of checkpoints in what another rank says, without what is none: it must not lead elsewhere."""
+    return [name for name in message.decode(errors="replace").split() if NAME.fullmatch(name)]
 
 
 def write_tensors(path: pathlib.Path, tensors: Mapping[str, Tensor]) -> None:
@@ -87,10 +96,25 @@ def digest(path: pathlib.Path) -> str:
         return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
 
 
+def check_file(path: pathlib.Path) -> None:
+    """Raise CheckpointError for what is there and is no file: a pipe would keep us waiting."""
+    if path.exists() and not path.is_file():
+        raise CheckpointError(f"{path}: is no file")
+
+
+def read_text(path: pathlib.Path) -> str:
+    """Return a file's text. Raises CheckpointError for what is no file or too large, OSError, UnicodeDecodeError."""
+    check_file(path)
+    if path.stat().st_size > MOST:
+        raise CheckpointError(f"{path}: is larger than {MOST} bytes")
+    return path.read_text(encoding="utf-8")
+
+
 def verify(path: pathlib.Path) -> None:
     """Raise CheckpointError when a checkpoint's file is missing or not the one that COMPLETE names."""
     try:
-        named = json.loads((path.parent / "COMPLETE").read_text(encoding="utf-8"))["blake2b"]
+        named = json.loads(read_text(path.parent / "COMPLETE"))["blake2b"]
+        check_file(path)
         # Ranks without a shared disk have files that rank 0 has not seen.
         if named.get(path.name, found := digest(path)) != found:
             raise CheckpointError(f"{path}: is not the file that was saved (its digest is another)")
@@ -101,6 +125,7 @@ def verify(path: pathlib.Path) -> None:
 def read_tensors(path: pathlib.Path) -> Tensors:
     """Return the tensors of a safetensors file. Raises CheckpointError when it is missing or damaged."""
     try:
+        check_file(path)
         return load_file(path)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path}: {error}") from error
@@ -136,7 +161,9 @@ def read_about(folder: pathlib.Path) -> About:
     path = folder / "state.json"
     verify(path)
     try:
-        about = adapter(About).validate_json(path.read_bytes(), strict=True)
+        about = adapter(About).validate_json(read_text(path), strict=True)
+    except (OSError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path}: {error}") from error
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(str(part) for part in first["loc"])
@@ -185,6 +212,8 @@ def load_optimizer(
         like = parameter.detach() if tensor.ndim else torch.zeros((), dtype=torch.float32)
         optimizer.state[parameter][field] = fitting(f"optimizer state {key}", tensor, like)
     fields = {field for state in optimizer.state.values() for field in state}
+    if fields:  # before the first step that was not skipped there is none
+        fields |= fields_of(optimizer)
     for name, parameter in parameters.items():
         own = optimizer.state.get(parameter, {})
         for field in sorted(fields - set(own)) if own or whole else ():

@@ -130,6 +130,7 @@ def restore(state: RunState, source: Source) -> None:
 
 
 def _restore(state: RunState, source: Source) -> None:
+    state.forget()  # what a checkpoint that turned out unreadable has left
     about = source.about()
     checkpoint.load_model(state.model, source.read("model"), source.name)
     if state.masks is not None:
@@ -141,7 +142,7 @@ def _restore(state: RunState, source: Source) -> None:
     ranks, rank = about.world_size, state.world.rank
     every_step = state.job.exchange.every == 1
     optimizer = source.read("optimizer" if every_step else own("optimizer", rank % ranks))
-    checkpoint.load_optimizer(state.optimizer, state.parameters, optimizer, every_step and about.step > 0)
+    checkpoint.load_optimizer(state.optimizer, state.parameters, optimizer, every_step and about.exchanges > 0)
     if ranks == state.world.size:
         kept = source.read(own("residual", rank))
     else:

@@ -18,7 +18,8 @@ from collections.abc import Callable
 from sparsetrain.collective.world import World
 from sparsetrain.engine import checkpoint
 from sparsetrain.engine.assent import Assent, Word
-from sparsetrain.engine.pieces import Pieces
+from sparsetrain.engine.pieces import Pieces, capture
+from sparsetrain.engine.state import RunState
 
 SHARED = ("model", "masks", "outer", "optimizer")
 
@@ -116,3 +117,11 @@ class Saver:
     def _unfinished(self, step: int) -> pathlib.Path:
         final = checkpoint.folder_of(self.root, step)
         return final.with_name(final.name + ".unfinished")
+
+
+def save(state: RunState, root: pathlib.Path, keep: int = 1) -> pathlib.Path:
+    """Write a checkpoint under `root` and return its folder, when it is complete. Collective; falls on exchanges."""
+    saver = Saver(root, keep, state.world, state.update.assent, lambda line: None)
+    saver.save(capture(state), state.step)
+    saver.finish()
+    return checkpoint.folder_of(root, state.step)

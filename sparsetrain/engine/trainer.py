@@ -299,14 +299,15 @@ class Trainer:
         if not self.job.checkpoint.resume:
             return
         own = " ".join(folder.name for folder in checkpoint.complete(self.checkpoints))
-        found = self.world.transport.gather_bytes(own.encode())[0].decode().split()
+        found = checkpoint.names_of(self.world.transport.gather_bytes(own.encode())[0])
         for name in reversed(found):
             problem = ""
             try:
                 restore(self.state, Saved(self.checkpoints / name))
             except checkpoint.CheckpointError as error:
                 problem = str(error)
-            problems = [said.decode() for said in self.world.transport.gather_bytes(problem.encode())]
+            told = self.world.transport.gather_bytes(problem.encode(errors="replace"))
+            problems = [said.decode(errors="replace") for said in told]
             if not any(problems):
                 self.log(f"resumed from {name}")
                 return

@@ -197,7 +197,7 @@ def _well(about: Any) -> bool:
 
 def _index(folder: pathlib.Path) -> dict[str, Any]:
     path = folder / INDEX
-    if not path.exists():
+    if not path.is_file():  # a pipe would keep us waiting
         return {}
     try:
         found = json.loads(path.read_text(encoding="utf-8"))

@@ -57,7 +57,7 @@ class JsonlSink:
 def read(path: pathlib.Path) -> list[dict[str, Any]]:
     """Return the rows of a metrics file; what is no row of numbers, like a line that a crash cut off, is left out."""
     rows = []
-    if not path.exists():
+    if not path.is_file():  # a pipe would keep us waiting
         return rows
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:

@@ -9,7 +9,7 @@ from typing import Any
 
 from sparsetrain.config.errors import JobError
 from sparsetrain.config.job import Job
-from sparsetrain.config.load import parse, read_yaml, to_tree
+from sparsetrain.config.load import LONGEST, parse, read_yaml, to_tree
 
 # What may change when a run is continued: how far, where, and what is written down.
 FREE = ("train.steps", "log.", "checkpoint.", "cluster.", "recovery.")
@@ -49,7 +49,8 @@ def stored_tree(folder: pathlib.Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        text = path.read_text(encoding="utf-8")
+        with path.open(encoding="utf-8") as file:
+            text = file.read(LONGEST + 1)
     except (OSError, UnicodeDecodeError) as error:
         raise JobError(f"{path}: cannot be read: {error}") from error
     tree = read_yaml(text, str(path))
@@ -63,8 +64,9 @@ def stored_tree(folder: pathlib.Path) -> dict[str, Any] | None:
 
 def status(folder: pathlib.Path) -> dict[str, Any]:
     """Return run.json, or an empty mapping when there is none that can be read."""
+    path = folder / "run.json"
     try:
-        value = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}  # a pipe would keep us waiting
     except (OSError, ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}

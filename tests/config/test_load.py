@@ -132,7 +132,7 @@ def test_a_file_of_anchors_is_refused_in_no_time_and_merge_keys_work(tmp_path):
     path = tmp_path / "job.yaml"
     levels = "".join(f"l{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 30))
     path.write_text(f"l0: &a0 [x]\n{levels}")
-    with pytest.raises(JobError, match=r"^l0: unknown key|^name: is missing"):
+    with pytest.raises(JobError, match=r"job\.yaml: its anchors stand for more than"):
         load_job(str(path))
     path.write_text("name: x\ntrain: &t {steps: 9}\ncheckpoint: {every: 3}\nlog: {<<: {every: 7}}\n")
     assert load_job(str(path)).log.every == 7

@@ -11,8 +11,8 @@ from small import job, run_and_die
 
 from sparsetrain.collective.world import World
 from sparsetrain.engine import checkpoint
-from sparsetrain.engine.pieces import Saved, capture, restore
-from sparsetrain.engine.saver import Saver
+from sparsetrain.engine.pieces import Saved, restore
+from sparsetrain.engine.saver import save
 from sparsetrain.engine.state import build
 from sparsetrain.engine.trainer import NotFinite, Trainer, train
 
@@ -255,9 +255,7 @@ def test_pretrained_weights_are_taken_by_name(tmp_path):
 def test_saving_leaves_no_trace_of_an_unfinished_checkpoint(tmp_path):
     state = build(job(), World())
     (tmp_path / "step_00000009.unfinished").mkdir()
-    saver = Saver(tmp_path, 1, World(), state.update.assent, quiet)
-    saver.save(capture(state), 0)
-    saver.finish()
+    assert save(state, tmp_path).name == "step_00000000"
     assert [path.name for path in tmp_path.iterdir()] == ["step_00000000"]
 
 

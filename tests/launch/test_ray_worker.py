@@ -8,8 +8,6 @@ import sys
 import pytest
 
 from sparsetrain.launch import supervisor
-from sparsetrain.launch.ray_driver import copy_back
-from sparsetrain.launch.ray_group import Member
 from sparsetrain.launch.ray_worker import RayWorker
 
 
@@ -41,31 +39,6 @@ def test_checkpoints_stay_on_their_node(worker: RayWorker, tmp_path: pathlib.Pat
     (tmp_path / "run" / "checkpoints" / "model").write_text("big")
     (tmp_path / "run" / "logs" / "rank00000.log").write_text("small")
     assert worker.files(str(tmp_path / "run")) == {"logs/rank00000.log": b"small"}
-
-
-MEMBER = Member(actor=None, node="n", address="a", host="h", pid=1, shared=False)
-
-
-class Answers:
-    """Stands for a group whose first member has these files."""
-
-    def __init__(self, answer: dict[str, bytes]) -> None:
-        self.answer = answer
-
-    def files(self, member: Member) -> dict[str, bytes]:
-        return self.answer
-
-
-def test_files_come_back(tmp_path: pathlib.Path) -> None:
-    copy_back(MEMBER, Answers({"logs/a.log": b"x"}), tmp_path)
-    assert (tmp_path / "logs" / "a.log").read_bytes() == b"x"
-
-
-@pytest.mark.parametrize("name", ["../out", "/out", "logs/../../out"])
-def test_a_worker_cannot_write_outside_the_run_folder(tmp_path: pathlib.Path, name: str) -> None:
-    with pytest.raises(ValueError, match="outside the run folder"):
-        copy_back(MEMBER, Answers({name: b"x"}), tmp_path / "run")
-    assert not (tmp_path / "out").exists()
 
 
 def test_polling_is_quicker_than_the_grace() -> None:

@@ -6,6 +6,6 @@ ST_API uint64_t st_checksum(const uint8_t* data, int64_t bytes) {
     const int64_t whole = bytes / 8;
     for (int64_t i = 0; i < whole; i++) total += st::load<uint64_t>(data + 8 * i) * (2 * static_cast<uint64_t>(i) + 1);
     uint64_t last = 0;
-    std::memcpy(&last, data + 8 * whole, bytes - 8 * whole);
+    if (bytes > 8 * whole) std::memcpy(&last, data + 8 * whole, bytes - 8 * whole);  // no bytes have no address
     return total + last * (2 * static_cast<uint64_t>(whole) + 1);
 }

@@ -85,7 +85,7 @@ ST_API int32_t st_decode_bf16(const uint8_t* data, int64_t count, float* values)
 
 ST_API int32_t st_decode_fp32(const uint8_t* data, int64_t count, float* values) {
     using namespace st;
-    std::memcpy(values, data, count * sizeof(float));
+    if (count) std::memcpy(values, data, count * sizeof(float));  // no values have no address
     uint32_t largest = 0;
     for (int64_t i = 0; i < count; i++) largest = magnitude_of(values[i]) > largest ? magnitude_of(values[i]) : largest;
     return largest < INFINITE ? 0 : -1;
