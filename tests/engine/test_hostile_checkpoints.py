@@ -23,7 +23,7 @@ FILES = ("COMPLETE", "state.json", "model.safetensors", "masks.safetensors", "re
 def saved(tmp_path_factory):
     """A fresh run and the folder of its checkpoint."""
     state = build(job("exchange.every=1"), World())
-    state.step = 1
+    state.advance(True)
     return state, save(state, tmp_path_factory.mktemp("checkpoints"))
 
 
@@ -134,7 +134,7 @@ def test_the_run_goes_on_from_what_it_has_refused_to_read(saved):
 
 def test_a_damaged_checkpoint_leaves_nothing_that_spoils_an_older_one(tmp_path):
     state = build(job("exchange.regime=lowrank", "exchange.every=1"), World())
-    state.step = 1
+    state.advance(True)
     folder = save(state, tmp_path)
     kept = folder / "residual.rank00000.safetensors"
     old = kept.read_bytes()
