@@ -124,6 +124,26 @@ def sweep(source: str, overrides: Any, seeds: int, name: Any, against: Any, dry_
 
 
 @cli.command()
+@click.argument("source", metavar="JOB")
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option("--seed", type=int, default=0, help="Draws which faults happen when, and to whom.")
+@click.option("--faults", default="kill,stop,cut", help="Out of kill, stop, cut, slow, leave, with commas.")
+@click.option("--runs", type=click.IntRange(1), default=5, help="Runs with faults.")
+@click.option("--count", type=click.IntRange(1), default=1, help="Faults in each run.")
+@click.option("--undisturbed", type=click.IntRange(1), default=3, help="Runs without any, before: what is normal.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document on standard output.")
+def chaos(
+    source: str, overrides: Any, seed: int, faults: str, runs: int, count: int, undisturbed: int, as_json: bool
+) -> None:
+    """Run JOB again and again while its workers are killed, stopped and cut off; print what came of it."""
+    from sparsetrain.launch.chaos import Plan, run_chaos
+
+    kinds = tuple(kind.strip() for kind in faults.split(","))
+    plan = Plan(seed=seed, faults=kinds, runs=runs, count=count, undisturbed=undisturbed)
+    sys.exit(run_chaos(source, overrides, plan, as_json))
+
+
+@cli.command()
 @click.argument("runs", nargs=-1, required=True, metavar="RUN...")
 @click.option("--out", default=None, metavar="FOLDER", help="Where the report goes; default: report/ of the last run.")
 def report(runs: tuple[str, ...], out: str | None) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import faulthandler
 import multiprocessing
 import os
 import pathlib
@@ -114,6 +115,7 @@ def owed(exchange: GradientExchange) -> torch.Tensor:
 
 def _live(pipe: Any, counter: Any, overrides: tuple[str, ...], folder: str, fault: Fault | None) -> None:
     torch.set_num_threads(1)
+    faulthandler.register(signal.SIGUSR1, all_threads=True)
     note_residuals()
     count_steps(counter)
     session = Session(job(*overrides), pathlib.Path(folder), lambda line: None)

@@ -3,6 +3,8 @@
 Gloo knows no way to give up: neither abort nor destroy frees a rank that waits for one which is gone, and that one's
 neighbours alone notice. Shutting this process's own ends down makes every wait, in every thread, end with an error
 within milliseconds, whatever the other side does, and the group can then be destroyed as usual.
+
+The group's connections are told from others, Ray's for instance, by the ports on which its ranks listen.
 """
 
 from __future__ import annotations
@@ -13,35 +15,47 @@ import pathlib
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 DESCRIPTORS = pathlib.Path("/proc/self/fd")  # Linux; elsewhere there is nothing to cut, and time limits hold
 
 
 class Connections:
-    """Collects what is opened while a group is made. `cut` may come from another thread, at any time."""
+    """Knows the ports of a group, and who waits in it. `cut` may come from another thread, at any time.
+
+    `late`: why somebody cut them, where it was a time limit.
+    """
 
     def __init__(self) -> None:
         self.cut_off = False
-        self.late = ""  # why somebody cut them, where it was a time limit
+        self.late = ""
+        self._ports: set[int] = set()
+        self._before: frozenset[str] | None = None  # while a group is being made
         self._since: dict[int, float] = {}  # by thread, on the clock
-        self._found: dict[int, str] = {}
-        self._before: dict[int, str] | None = None
         self._lock = threading.Lock()
 
     @contextlib.contextmanager
     def watched(self) -> Iterator[None]:
-        """Take what is opened inside for the group's; one thread at a time."""
+        """Make a group inside, one thread at a time, and `know` its ports; until then a cut takes all that is new."""
         with self._lock:
-            self._before = _sockets()
+            self._before = frozenset(_sockets().values())
         try:
             yield
         finally:
             with self._lock:
-                self._take()
-                self._before = None
                 if self.cut_off:
                     self._shut()
+                self._before = None
+
+    def listening(self) -> list[int]:
+        """Return the ports on which this process listens since the group is being made."""
+        before = self._before or frozenset()
+        return [port for fd, name in _sockets().items() if name not in before and (port := _listens(fd))]
+
+    def know(self, ports: Iterable[int]) -> None:
+        """Take connections from and to these ports for the group's."""
+        with self._lock:
+            self._ports |= set(ports)
 
     @contextlib.contextmanager
     def used(self) -> Iterator[None]:
@@ -62,17 +76,13 @@ class Connections:
         """Shut down all connections, those included that are being made, and return how many there were."""
         with self._lock:
             self.cut_off = True
-            self._take()
             return self._shut()
 
-    def _take(self) -> None:
-        if self._before is not None:
-            before = self._before
-            self._found |= {fd: name for fd, name in _sockets().items() if before.get(fd) != name}
-
     def _shut(self) -> int:
-        now = _sockets()
-        return sum(_shut(fd) for fd, name in self._found.items() if now.get(fd) == name)
+        before = self._before
+        return sum(
+            _shut(fd, self._ports, every=before is not None and name not in before) for fd, name in _sockets().items()
+        )
 
 
 def _sockets() -> dict[int, str]:
@@ -87,12 +97,28 @@ def _sockets() -> dict[int, str]:
     return found
 
 
-def _shut(descriptor: int) -> bool:
-    """Shut one connection down; a listener stays, since gloo ends the process when its own fails."""
+def _listens(descriptor: int) -> int:
+    """Return the TCP port on which a socket listens, 0 where it does not."""
     try:
         with socket.socket(fileno=os.dup(descriptor)) as own:
+            if own.family not in (socket.AF_INET, socket.AF_INET6) or own.type != socket.SOCK_STREAM:
+                return 0
             listens = own.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
-            if own.family not in (socket.AF_INET, socket.AF_INET6) or own.type != socket.SOCK_STREAM or listens:
+            return int(own.getsockname()[1]) if listens else 0
+    except OSError:  # closed meanwhile
+        return 0
+
+
+def _shut(descriptor: int, ports: set[int], every: bool) -> bool:
+    """Shut one connection down, if it is from or to one of `ports`, or in any case; a listener stays, since gloo ends
+    the process when its own fails."""
+    try:
+        with socket.socket(fileno=os.dup(descriptor)) as own:
+            if own.family not in (socket.AF_INET, socket.AF_INET6) or own.type != socket.SOCK_STREAM:
+                return False
+            if own.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+                return False
+            if not every and own.getsockname()[1] not in ports and own.getpeername()[1] not in ports:
                 return False
             own.shutdown(socket.SHUT_RDWR)
             return True

@@ -7,6 +7,7 @@ import os
 import socket
 from collections.abc import Iterator, Sequence
 
+import numpy as np
 import torch
 import torch.distributed as dist
 
@@ -133,10 +134,20 @@ class TorchTransport(Transport):
         limit = whole._get_backend(self.device).options._timeout
         ranks = None if self.group is None else dist.get_process_group_ranks(self.group)
         # Only the ranks of a part of the world call this, so only they may be asked to meet.
-        with self._reaching(), self.connections.watched():
-            group = dist.new_group(ranks, limit, use_local_synchronization=ranks is not None)
-        assert isinstance(group, dist.ProcessGroup)
-        return TorchTransport(self.device, group, self.connections)
+        with self.connections.watched():
+            with self._reaching():
+                group = dist.new_group(ranks, limit, use_local_synchronization=ranks is not None)
+            assert isinstance(group, dist.ProcessGroup)
+            twin = TorchTransport(self.device, group, self.connections)
+            twin.tell_ports()
+        return twin
+
+    def tell_ports(self) -> None:
+        """Let every rank know the others' ports, so that it can cut what goes there. Collective, while a group is being
+        made."""
+        own = np.array(self.connections.listening(), np.int64).tobytes()
+        for each in self.gather_bytes(own):
+            self.connections.know(np.frombuffer(each, np.int64).tolist())
 
     def _free(self) -> None:
         with contextlib.suppress(ValueError):  # the default group has gone already, and all others with it

@@ -55,12 +55,22 @@ def rejoin(former: Trainer | None, job: Job, world: World, around: Surroundings)
         reconcile(state.exchange, world)
     trainer.check_replicas()
     go_local(state, pieces)
+    _tell(trainer, agreement)
     state.masks_due = agreement.masks_due and state.masks is not None
     trainer.recorded = agreement.recorded
     if former is not None:
         trainer.evaluation = former.evaluation
         trainer.skipped = former.skipped
     return trainer, False
+
+
+def _tell(trainer: Trainer, agreement: Agreement) -> None:
+    """Book what died with ranks: their residuals, of which only those of the others tell how large they were."""
+    world = trainer.world
+    lost = agreement.former - (world.size - len(agreement.new))
+    if world.rank == 0 and lost > 0:
+        norm = trainer.state.exchange.residual_norm()
+        trainer.log(f"{lost} of {agreement.former} residuals are gone; this rank's has a norm of {norm:.3g}")
 
 
 def standing(former: Trainer | None) -> Standing:

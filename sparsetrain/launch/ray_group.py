@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import os
 import pathlib
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -128,7 +129,7 @@ class RayGroup:
         if slot.member is member:
             slot.actor = slot.call = slot.member = None
         bounded(lambda: _kill(member.actor))
-        bounded(lambda: _end_there(member), ANSWER)
+        bounded(lambda: signal_there(member, signal.SIGKILL), ANSWER)
 
     def close(self) -> None:
         """End all workers."""
@@ -234,15 +235,16 @@ def own_node() -> str:
     return str(ray.get_runtime_context().get_node_id())
 
 
-def _end_there(member: Member) -> None:
-    """End a worker's process from beside it: one that was stopped takes no order from Ray."""
+def signal_there(member: Member, number: int) -> None:
+    """Send a signal to a worker's process from beside it: one that was stopped takes no order from Ray."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    from sparsetrain.launch.ray_worker import end_worker
+    from sparsetrain.launch.ray_worker import signal_worker
 
     place = NodeAffinitySchedulingStrategy(member.node, soft=False)
-    ray.get(ray.remote(end_worker).options(num_cpus=0, scheduling_strategy=place).remote(member.pid), timeout=ANSWER)
+    beside = ray.remote(signal_worker).options(num_cpus=0, scheduling_strategy=place)
+    ray.get(beside.remote(member.pid, int(number)), timeout=ANSWER)
 
 
 def _kill(actor: Any) -> None:

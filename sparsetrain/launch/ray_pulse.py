@@ -7,12 +7,14 @@ import time
 from sparsetrain.config.job import Cluster
 from sparsetrain.launch.failure import Failure
 from sparsetrain.launch.ray_group import Member
+from sparsetrain.worker.session import Position
 
 PULSE = 1.0  # seconds between questions
+FIRST = 0.2  # the same, until the group has finished a step
 
 
 class Pulse:
-    """Asks every member where it is; answers are steps finished, seconds in a collective, and whether it leaves."""
+    """Asks every member for its Position."""
 
     def __init__(self, members: list[Member], cluster: Cluster) -> None:
         import ray
@@ -21,23 +23,30 @@ class Pulse:
         self.limit = cluster.collective_timeout
         self.members = {member.rank: member for member in members}
         self.asked = {member.rank: (member.actor.alive.remote(), time.monotonic()) for member in members}
-        self.places: dict[int, tuple[int, float, bool]] = {}
+        self.places: dict[int, Position] = {}
 
     @property
     def step(self) -> int:
         """Return the most steps that a rank has finished."""
-        return max((step for step, _, _ in self.places.values()), default=0)
+        return max((place.step for place in self.places.values()), default=0)
+
+    @property
+    def moved(self) -> bool:
+        """Return whether the group has finished a step."""
+        return any(place.moved for place in self.places.values())
 
     def look(self, ranks: set[int]) -> None:
         """Take the answers of `ranks` that are there, and ask again."""
         now = time.monotonic()
         for rank in ranks & set(self.asked):
             call, at = self.asked[rank]
-            if now - at > PULSE and self.ray.wait([call], timeout=0)[0]:
+            if now - at > (PULSE if self.moved else FIRST) and self.ray.wait([call], timeout=0)[0]:
                 try:
-                    self.places[rank] = self.ray.get(call)
+                    place = self.ray.get(call)
                 except self.ray.exceptions.RayError:
                     continue  # its run tells
+                if place is not None:
+                    self.places[rank] = place
                 self.asked[rank] = (self.members[rank].actor.alive.remote(), now)
         for rank in set(self.asked) - ranks:
             del self.asked[rank]
@@ -54,5 +63,5 @@ class Pulse:
 
     def behind(self, pending: list[Member]) -> Member | None:
         """Return the one of `pending` that the others waited for: it waits for nobody, or has not answered."""
-        absent = [member for member in pending if member.rank in self.places and not self.places[member.rank][1]]
-        return min(absent, key=lambda member: self.places[member.rank][0], default=None)
+        absent = [member for member in pending if member.rank in self.places and not self.places[member.rank].waits_s]
+        return min(absent, key=lambda member: self.places[member.rank].step, default=None)

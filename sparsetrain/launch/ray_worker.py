@@ -21,11 +21,11 @@ from sparsetrain.worker.environment import Place
 COPY_LIMIT = 64 << 20  # bytes; larger files stay on the worker's node
 
 
-def end_worker(pid: int) -> None:
-    """Kill the process `pid` of this node, if it is one of ours."""
+def signal_worker(pid: int, number: int) -> None:
+    """Send a signal to the process `pid` of this node, if it is one of ours."""
     with contextlib.suppress(OSError):
         if b"RayWorker" in pathlib.Path(f"/proc/{pid}/cmdline").read_bytes():
-            os.kill(pid, signal.SIGKILL)
+            os.kill(pid, number)
 
 
 class RayWorker:
@@ -101,13 +101,9 @@ class RayWorker:
         if self.session is not None:
             self.session.forget()
 
-    def alive(self) -> tuple[int, float, bool]:
-        """Return at once steps finished, seconds that this rank has waited in a collective, whether it wants to leave:
-        the driver sees that this process runs."""
-        if self.session is None:
-            return 0, 0.0, False
-        at = self.session.position()
-        return at.step, at.waits_s, at.leaving
+    def alive(self) -> Any:
+        """Return at once the session's Position, None without a session: the driver sees that this process runs."""
+        return self.session.position() if self.session is not None else None
 
     def stacks(self) -> str:
         """Return the stacks of all threads."""

@@ -73,8 +73,10 @@ class Supervisor:
         self.policy = FailurePolicy(job.recovery)
         self.members: list[Member] = []
         self.waiting: list[Member] = []  # up, and in no group
-        self.generation = 0
         self.step = 0
+        self.training = False  # all ranks of the present group train
+        self.incidents: list[dict[str, Any]] = []
+        self.healing: dict[str, Any] = {}  # the last one, until a step is finished again
 
     def run(self) -> dict[str, Any]:
         """Return rank 0's result of the group that reaches the end.
@@ -128,7 +130,6 @@ class Supervisor:
             outcome.lost = {member.rank: NO_GROUP for member in self.members[1:]}
             outcome.began = time.monotonic()
             return outcome
-        self.generation += 1
         pulse = Pulse(self.members, self.job.cluster)
         asked = False
         deadline = float("inf")
@@ -136,6 +137,9 @@ class Supervisor:
             self.progress.check()
             pulse.look(set(member.rank for member in calls.values()))
             self.step = max(self.step, pulse.step)
+            self.training = pulse.moved and not outcome.trouble
+            if self.training and self.healing:
+                self._healed()
             outcome.failures += pulse.silent()
             for call, answer in self.group.answers(list(calls), POLL):
                 self._take(calls.pop(call), answer, outcome)
@@ -191,6 +195,7 @@ class Supervisor:
 
     def _heal(self, outcome: Outcome) -> None:
         """Prepare the next group, or raise what ends the run."""
+        self.training = False
         failures = outcome.failures
         if not failures and outcome.lost:
             rank, lost = min(outcome.lost.items())
@@ -223,22 +228,25 @@ class Supervisor:
         for member in self.members:
             member.was = member.rank
         self._gather()
-        since = time.monotonic() - outcome.began if outcome.began else 0.0
-        how = "a checkpoint" if hopeless or not kept else "memory"
-        self.progress.line(f"{len(self.members)} workers go on from {how} at step {self.step}, {since:.1f} s later")
-        record.incident(
-            self.folder,
-            {
-                "at": time.time(),
-                "cause": decision.why,
-                "step": self.step,
-                "lost": sorted(dead),
-                "left": len(leaving),
-                "workers": len(self.members),
-                "from": how,
-                "seconds": round(since, 2),
-            },
-        )
+        self.healing = {
+            "at": time.time(),
+            "cause": decision.why,
+            "step": self.step,
+            "lost": sorted(dead),
+            "left": len(leaving),
+            "workers": len(self.members),
+            "from": "a checkpoint" if hopeless or not kept else "memory",
+            "seconds": outcome.began or time.monotonic(),
+        }
+
+    def _healed(self) -> None:
+        """Book the last incident: a step has been finished since."""
+        row, self.healing = self.healing, {}
+        row["seconds"] = round(time.monotonic() - row["seconds"], 2)
+        said = f"{row['workers']} workers went on from {row['from']} at step {row['step']}"
+        self.progress.line(f"{said}, {row['seconds']:.1f} s after {'the loss' if row['lost'] else 'the change'}")
+        self.incidents.append(row)
+        record.incident(self.folder, row)
 
     def _pause(self, seconds: float) -> None:
         until = time.monotonic() + seconds

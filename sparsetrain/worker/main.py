@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 
 from sparsetrain.collective.connections import Connections
+from sparsetrain.collective.torch_dist import TorchTransport
 from sparsetrain.collective.transport import PeerLost
 from sparsetrain.config.errors import JobError
 from sparsetrain.config.job import Job, Workers
@@ -74,12 +75,14 @@ def process_group(
     log(f"rank {place.rank} of {place.size} on {place.node}: {backend} over {name or 'the default interface'}")
     # The watchdog's limits are the ones that hold; torch's own stands behind them.
     limit = max(job.cluster.collective_timeout, job.cluster.first_timeout) + SLACK
+    connections.know([place.master_port])
     try:
         with connections.watched():
             meet = datetime.timedelta(seconds=job.cluster.collective_timeout)
             store = meeting_point(place, meet, listener)
             limits = datetime.timedelta(seconds=limit)
             dist.init_process_group(backend, store=store, rank=place.rank, world_size=place.size, timeout=limits)
+            TorchTransport(device, connections=connections).tell_ports()
     except (RuntimeError, ValueError) as error:
         connections.cut()
         with contextlib.suppress(Exception):

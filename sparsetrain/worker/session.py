@@ -29,11 +29,12 @@ WATCH = 0.5  # seconds between looks at how long a collective takes
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Position:
-    """How far a rank is: steps finished, seconds that it has waited in a collective (0: it waits in none), and whether
-    it wants to leave."""
+    """How far a rank is: steps finished, seconds that it has waited in a collective (0: it waits in none), whether it
+    has finished a step in its present group, and whether it wants to leave."""
 
     step: int
     waits_s: float
+    moved: bool
     leaving: bool
 
 
@@ -62,6 +63,7 @@ class Session:
         self.connections = Connections()
         self.leaving = False
         self.began_at = 0
+        self.training = False
         if job.cluster.threads_per_worker:
             torch.set_num_threads(job.cluster.threads_per_worker)
         seed_all(job.seed)
@@ -93,7 +95,7 @@ class Session:
             try:
                 trainer, resumes = rejoin(former, job, world, self.around)
                 self.trainer, former = trainer, None
-                self.began_at = trainer.state.step
+                self.began_at, self.training = trainer.state.step, True
                 trainer.state.update.assent.ask(False, self.leaving)
                 result = trainer.run(resumes)
             except PeerLost:
@@ -108,6 +110,7 @@ class Session:
                 self.close("failed")
                 raise
             finally:
+                self.training = False
                 ended.set()
                 watch.join()
             trainer.state.exchange.close()
@@ -153,8 +156,10 @@ class Session:
 
     def position(self) -> Position:
         """Return how far this rank is."""
-        step = self.trainer.state.step if self.trainer is not None else 0
-        return Position(step=step, waits_s=self.connections.waiting(), leaving=self.leaving)
+        trainer = self.trainer
+        step = trainer.state.step if trainer is not None else 0
+        moved = self.training and step > self.began_at
+        return Position(step=step, waits_s=self.connections.waiting(), moved=moved, leaving=self.leaving)
 
     def _watch(self, connections: Connections, ended: threading.Event) -> None:
         """Cut this rank off when it has waited in one collective for longer than the job allows."""

@@ -1,0 +1,198 @@
+"""`sparsetrain chaos`: the same job many times, each time with other faults, and whether it came out right."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import pathlib
+import statistics
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from sparsetrain.config.errors import JobError
+from sparsetrain.config.job import Job
+from sparsetrain.config.load import load_job
+from sparsetrain.launch.monkey import FAULTS, Monkey, plan
+from sparsetrain.launch.ray_cluster import children, ray_cluster
+from sparsetrain.launch.ray_driver import ranked
+from sparsetrain.launch.ray_group import own_node, ray_group
+from sparsetrain.launch.run import FAILED, STOPPED, Options, run_one
+from sparsetrain.launch.show import silent
+from sparsetrain.launch.signals import Stopped, listening
+from sparsetrain.launch.supervisor import Progress, Supervisor
+from sparsetrain.registry import nearest
+from sparsetrain.track.jsonl import read
+from sparsetrain.worker import record
+
+SPREAD = 4.0  # standard deviations of undisturbed losses within which a disturbed one is
+LEAST = 0.02  # of the loss, at least
+TEARDOWN = 10.0  # seconds that workers of a run that has ended may live on
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What the command line says: how many runs with how many faults of which kinds, after how many without any."""
+
+    seed: int
+    faults: tuple[str, ...]
+    runs: int
+    count: int
+    undisturbed: int
+
+
+@dataclasses.dataclass(kw_only=True)
+class Row:
+    """One run: what was done to it and what came of it; `wrong` is empty where all is well."""
+
+    name: str
+    faults: list[str]
+    status: str
+    seconds: float
+    recovered: list[float]
+    sources: list[str]
+    loss: float | None
+    wrong: str = ""
+
+
+def run_chaos(source: str, overrides: tuple[str, ...], plan: Plan, as_json: bool) -> int:
+    """Run everything, print the table, and return 0 when every run came out right, 1 when one did not."""
+    job = _small(load_job(source, overrides))
+    wrong = [kind for kind in plan.faults if kind not in FAULTS]
+    if wrong:
+        near = nearest(wrong[0], list(FAULTS))
+        raise JobError(f"--faults: {wrong[0]}: no such fault; allowed: {', '.join(FAULTS)}{near}")
+    stream = sys.stderr if as_json else sys.stdout
+    rows: list[Row] = []
+    with listening() as stop, ray_cluster(job.cluster, job.recovery.spares):
+        calm: list[Row] = []
+        for number in range(plan.undisturbed):
+            calm.append(_one(job, f"calm{number}", Monkey([], 0.0), stop.check, job.seed + number))
+            print(_line(calm[-1]), file=stream, flush=True)
+            if calm[-1].status != "finished":
+                return STOPPED if calm[-1].status == "interrupted" else FAILED
+        for number in range(plan.runs):
+            if stop.name:
+                break
+            rows.append(_disturbed(job, number, plan, calm, stop.check))
+            print(_line(rows[-1]), file=stream, flush=True)
+    print(json.dumps([dataclasses.asdict(row) for row in rows], indent=1) if as_json else summary(rows))
+    return STOPPED if stop.name else int(any(row.wrong for row in rows))
+
+
+def _small(job: Job) -> Job:
+    """Return the job with a folder for all these runs of its own."""
+    folder = str(pathlib.Path(job.log.folder) / f"{job.name}-chaos")
+    return dataclasses.replace(job, log=dataclasses.replace(job.log, folder=folder))
+
+
+def _disturbed(job: Job, number: int, told: Plan, calm: Sequence[Row], check: Any) -> Row:
+    seconds = statistics.median(row.seconds for row in calm)
+    monkey = Monkey(plan(told.seed, number, told.faults, told.count), seconds)
+    row = _one(job, f"run{number:04d}", monkey, check, job.seed)
+    if not row.wrong and row.loss is not None:
+        losses = [each.loss for each in calm if each.loss is not None]
+        middle = statistics.mean(losses)
+        spread = max(SPREAD * (statistics.stdev(losses) if len(losses) > 1 else 0.0), LEAST * middle)
+        if abs(row.loss - middle) > spread:
+            row.wrong = f"loss {row.loss:.4f} is not within {middle:.4f} +- {spread:.4f}"
+    return row
+
+
+def _one(job: Job, name: str, monkey: Monkey, check: Any, seed: int) -> Row:
+    """Run the job once under a monkey. The run is stopped, and counts as hung, when it takes far too long."""
+    job = dataclasses.replace(job, name=name, seed=seed)
+    began = time.monotonic()
+    bound = 60.0 + 4 * monkey.seconds + 2 * (len(monkey.faults) + 1) * (job.cluster.collective_timeout + 20.0)
+    hung = False
+
+    def start(job: Job, folder: pathlib.Path, progress: Progress) -> dict[str, Any]:
+        with ray_group(job, folder, progress.check) as group:
+            here = own_node()
+
+            def look() -> None:
+                nonlocal hung
+                check()
+                if time.monotonic() - began > bound:
+                    hung = True
+                    raise Stopped("takes too long")
+                monkey.look()
+
+            watched = dataclasses.replace(progress, check=look)
+            monkey.supervisor = Supervisor(job, folder, group, watched, lambda members: ranked(members, here))
+            return monkey.supervisor.run()
+
+    ended = run_one(job, Options(as_json=True, fresh=True), start=start, shown=silent)
+    seconds = (ended.result or {}).get("wall_s", time.monotonic() - began)
+    incidents = monkey.supervisor.incidents if monkey.supervisor is not None else []
+    row = Row(
+        name=name,
+        faults=[str(done) for done in monkey.done],
+        status="hung" if hung else ended.status,
+        seconds=seconds,
+        recovered=[each["seconds"] for each in incidents],
+        sources=[each["from"] for each in incidents],
+        loss=(ended.result or {}).get("eval/loss"),
+    )
+    row.wrong = _wrong(job, ended.folder, ended.result, row.status) or _left()
+    return row
+
+
+def _wrong(job: Job, folder: pathlib.Path, result: dict[str, Any] | None, status: str) -> str:
+    """Return what is not as it must be, in words. That replicas are equal was compared at the last evaluation."""
+    if status != "finished" or result is None:
+        return f"{status}: {record.status(folder).get('cause')}"
+    rows = read(folder / "metrics.jsonl")
+    steps = [row["train/step"] for row in rows]
+    if steps != sorted(set(steps)) or not steps or steps[-1] != job.train.steps:
+        return f"rows of steps {steps[:3]} ... {steps[-1:]}"
+    workers = job.cluster.workers
+    samples = job.train.steps * job.train.batch_size * job.train.accumulate * workers.max
+    if job.train.resize == "constant" and rows[-1]["train/samples"] != samples:
+        return f"{rows[-1]['train/samples']} samples, not {samples}"
+    unfinished = [path.name for path in folder.rglob("*") if path.name.endswith((".part", ".unfinished"))]
+    return f"left behind: {', '.join(unfinished)}" if unfinished else ""
+
+
+def _left() -> str:
+    """Return which workers of this process's own cluster live on, in words."""
+    deadline = time.monotonic() + TEARDOWN
+    while time.monotonic() < deadline:
+        left = []
+        for process in children():
+            with contextlib.suppress(Exception):  # gone meanwhile
+                if process.cmdline()[0].startswith("ray::RayWorker"):
+                    left.append(process.pid)
+        if not left:
+            return ""
+        time.sleep(0.2)
+    return f"workers left: {left}"
+
+
+def _line(row: Row) -> str:
+    faults = ", ".join(row.faults) or "nothing"
+    loss = "-" if row.loss is None else f"{row.loss:.4f}"
+    back = ", ".join(f"{seconds:.1f} s" for seconds in row.recovered) or "-"
+    return f"{row.name}  {faults}  {row.status}  recovered in {back}  loss {loss}  {row.wrong or 'ok'}"
+
+
+def summary(rows: Sequence[Row]) -> str:
+    """Return the table: by kind of fault how many runs, how many right, and how long recoveries took."""
+    lines = [f"{'fault':8} {'done':>5} {'runs':>5} {'right':>6} {'recovered in s, median':>23} {'most':>6}"]
+    for kind in FAULTS:
+        with_it = [row for row in rows if any(fault.startswith(kind) for fault in row.faults)]
+        if not with_it:
+            continue
+        done = sum(fault.startswith(kind) for row in with_it for fault in row.faults)
+        alone = [s for row in with_it for s in row.recovered if all(fault.startswith(kind) for fault in row.faults)]
+        middle = f"{statistics.median(alone):.1f}" if alone else "-"
+        most = f"{max(alone):.1f}" if alone else "-"
+        right = sum(not row.wrong for row in with_it)
+        lines.append(f"{kind:8} {done:5} {len(with_it):5} {right:6} {middle:>23} {most:>6}")
+    hung = sum(row.status == "hung" for row in rows)
+    left = sum("left" in row.wrong for row in rows)
+    wrong = sum(bool(row.wrong) for row in rows) - hung - left
+    lines.append(f"{len(rows)} runs: {hung} hung, {left} left something behind, {wrong} otherwise wrong")
+    return "\n".join(lines)
