@@ -158,6 +158,8 @@ def check(job: Job) -> None:
             f"optimizer.momentum: {job.optimizer.config.momentum} with exchange.error_feedback {feedback}, which has "
             "the momentum (exchange.error_feedback.momentum); allowed: 0"
         )
+    if 0 < job.train.spike <= 1:
+        raise JobError(f"train.spike: {job.train.spike:g} would take every loss for a spike; allowed: 0, or above 1")
     if exchange.every > job.train.steps:
         raise JobError(
             f"exchange.every: {exchange.every} is more than train.steps ({job.train.steps}): nothing would be sent; "

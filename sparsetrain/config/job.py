@@ -44,6 +44,9 @@ class Train:
     evaluate_every: Positive = 100  # steps
     evaluate_batches: Positive = 20  # per worker
     skip_limit: Positive = 20  # steps in a row without a finite gradient that end the run
+    # A mean loss over so many times its recent mean: back to the last checkpoint, and other data; 0: never.
+    spike: NotNegative = 0.0
+    rollbacks: Count = 3  # of them at most
     # What stays when the number of workers changes: the samples of a step, or those of a worker; then the learning rate
     # goes with the number.
     resize: Literal["constant", "scaled"] = "constant"

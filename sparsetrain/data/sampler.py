@@ -23,7 +23,8 @@ class Sampler:
         if batch > size:
             raise ValueError(f"a global batch of {batch} is more than the {size} samples")
         self.seed = seed
-        self._epoch = -1
+        self.order = 0  # another number, another order
+        self._epoch = (-1, 0)
         self._order = torch.empty(0, dtype=torch.int64)
 
     def indices(self, position: int) -> Tensor:
@@ -45,9 +46,10 @@ class Sampler:
         return position if left >= self.batch else position + left
 
     def _permutation(self, epoch: int) -> Tensor:
-        if epoch != self._epoch:
-            key = hashlib.blake2b(f"data {self.seed} {epoch}".encode(), digest_size=8).digest()
+        if (epoch, self.order) != self._epoch:
+            order = f" {self.order}" if self.order else ""
+            key = hashlib.blake2b(f"data {self.seed} {epoch}{order}".encode(), digest_size=8).digest()
             generator = torch.Generator().manual_seed(int.from_bytes(key, "little") >> 1)
             self._order = torch.randperm(self.size, generator=generator)
-            self._epoch = epoch
+            self._epoch = (epoch, self.order)
         return self._order

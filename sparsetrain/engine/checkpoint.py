@@ -85,9 +85,13 @@ def publish(unfinished: pathlib.Path, final: pathlib.Path, keep: int) -> None:
     write_text(final / "COMPLETE", json.dumps({"blake2b": digests}, indent=1))
     sync(final)
     for old in complete(final.parent)[:-keep]:
-        # The mark goes first, so that a half-removed folder is never taken for a checkpoint.
-        (old / "COMPLETE").unlink()
-        shutil.rmtree(old)
+        remove(old)
+
+
+def remove(folder: pathlib.Path) -> None:
+    """Remove a complete checkpoint. The mark goes first: a half-removed folder is never taken for one."""
+    (folder / "COMPLETE").unlink()
+    shutil.rmtree(folder)
 
 
 def digest(path: pathlib.Path) -> str:
@@ -154,6 +158,7 @@ class About:
     weights_digest: str
     regimes: list[RegimeName] = dataclasses.field(default_factory=list)  # of each bucket, where they were chosen
     position: Annotated[int, Field(ge=0)] | None = None  # in the data; None: `samples`
+    order: Count = 0  # of the data, see Sampler
 
 
 def read_about(folder: pathlib.Path) -> About:

@@ -107,6 +107,7 @@ def capture(state: RunState) -> Pieces:
         step=state.boundary.step,
         samples=state.boundary.samples,
         position=state.boundary.position,
+        order=state.sampler.order,
         exchanges=state.exchange.step,
         mask_epoch=masks["epoch"],
         world_size=state.world.size,
@@ -157,6 +158,7 @@ def _restore(state: RunState, source: Source) -> None:
         torch.set_rng_state(kept[f"{RANDOM}torch"])
     position = about.samples if about.position is None else about.position
     state.at = state.boundary = Place(step=about.step, samples=about.samples, position=position)
+    state.sampler.order = about.order
     state.wall_s = about.wall_s
     state.dense_steps = about.dense_steps
     state.world.transport.meter.sent.update(about.sent_bytes)

@@ -15,12 +15,14 @@ from torch import Tensor
 from sparsetrain.collective.world import World
 from sparsetrain.config.check import advice
 from sparsetrain.config.job import Job
-from sparsetrain.engine import checkpoint
 from sparsetrain.engine.choices import Choices
+from sparsetrain.engine.dump import dump
 from sparsetrain.engine.evaluate import evaluate
 from sparsetrain.engine.learning_rate import factor_at
-from sparsetrain.engine.pieces import Pieces, Saved, capture, restore
+from sparsetrain.engine.pieces import Pieces, capture
 from sparsetrain.engine.probe import ModelProbe
+from sparsetrain.engine.resume import drop_after, resume
+from sparsetrain.engine.rollback import Spikes
 from sparsetrain.engine.rows import figures, sinks
 from sparsetrain.engine.saver import Saver
 from sparsetrain.engine.state import RunState, build
@@ -29,6 +31,7 @@ from sparsetrain.engine.window import Window
 from sparsetrain.gradient.handover import hand_over
 from sparsetrain.masks.agreement import agree_weights
 from sparsetrain.masks.controller import Report
+from sparsetrain.track.alerts import Alerts
 from sparsetrain.track.console import format_row
 from sparsetrain.track.sink import Row, Tracker
 
@@ -94,6 +97,10 @@ class Trainer:
         self.cost = 0.0  # dense steps that the step under way is worth
         self.undo: Pieces | None = None  # the state before a mask update, until the next exchange
         self.before: tuple[Tensor, dict[str, Tensor]] | None = None  # random generator and scores before a step
+        self.alerts = Alerts(folder, log)
+        self.spikes = Spikes(self.job.train.spike)
+        self.spiked = False
+        self.calm = 0  # the last step whose loss was as usual
         self.saver = Saver(self.checkpoints, self.job.checkpoint.keep, self.world, state.update.assent, log)
 
     def run(self, resumes: bool = True) -> dict[str, Any]:
@@ -101,7 +108,8 @@ class Trainer:
         record and save where the job says so. `resumes`: begin from the newest checkpoint, if there is one."""
         state, job = self.state, self.job
         if resumes:
-            self._resume()
+            if self.job.checkpoint.resume:
+                resume(state, self.checkpoints, self.log)
             self.recorded = state.step
             self.check_replicas()
         if state.masks is not None and state.masks.waits:
@@ -118,6 +126,8 @@ class Trainer:
             if choices is not None and planner is not None:
                 choices.tell(planner.decisions, self.log)
             self._conclude(report)
+            if self.spiked:
+                self._roll_back()
         self.saver.finish()
         if state.step < job.train.steps:
             hand_over(state.exchange, self.world, assent.leaving)
@@ -164,8 +174,10 @@ class Trainer:
         state.advance(updated.exchanged)
         self.skipped = self.skipped + 1 if updated.skipped else 0
         if self.skipped == self.job.train.skip_limit:
+            written = dump(state, self.folder, self.window.losses)
+            where = f"; see {written}" if written else ""
             raise NotFinite(
-                f"step {state.step}: no finite gradient for {self.skipped} steps in a row (train.skip_limit)"
+                f"step {state.step}: no finite gradient for {self.skipped} steps in a row (train.skip_limit){where}"
             )
 
     def _change_masks(self) -> Report | None:
@@ -203,7 +215,8 @@ class Trainer:
             row.update(self._evaluate())
         if done or row or report or state.step % job.log.every == 0:
             self._record(row, report)
-        if done or (job.checkpoint.every and state.step % job.checkpoint.every == 0):
+        due = job.checkpoint.every and state.step % job.checkpoint.every == 0
+        if (done or due) and not self.spiked:
             with self.window.span("checkpoint"):
                 self.saver.save(capture(state), state.step)
         self.recorded = state.step
@@ -294,28 +307,6 @@ class Trainer:
         weights = {name: parameter.detach() for name, parameter in self.state.parameters.items()}
         agree_weights(weights, self.world.transport.gather_bytes, "raise")
 
-    def _resume(self) -> None:
-        """Restore the newest checkpoint that every rank can read; rank 0 says which there are. Collective."""
-        if not self.job.checkpoint.resume:
-            return
-        own = " ".join(folder.name for folder in checkpoint.complete(self.checkpoints))
-        found = checkpoint.names_of(self.world.transport.gather_bytes(own.encode())[0])
-        for name in reversed(found):
-            problem = ""
-            try:
-                restore(self.state, Saved(self.checkpoints / name))
-            except checkpoint.CheckpointError as error:
-                problem = str(error)
-            told = self.world.transport.gather_bytes(problem.encode(errors="replace"))
-            problems = [said.decode(errors="replace") for said in told]
-            if not any(problems):
-                self.log(f"resumed from {name}")
-                return
-            rank = next(rank for rank, said in enumerate(problems) if said)
-            self.log(f"checkpoint {name} skipped, rank {rank}: {problems[rank]}")
-        if found:
-            raise checkpoint.CheckpointError(f"none of the {len(found)} checkpoints in {self.checkpoints} is readable")
-
     def _record(self, row: dict[str, float], report: Report | None) -> None:
         """Send one row of metrics to the tracker. The loss is the mean over ranks: collective."""
         state, transport = self.state, self.world.transport
@@ -323,8 +314,35 @@ class Trainer:
         total = transport.rank_ordered_sum(local.to(transport.device), "control") / self.world.size
         if self.world.rank == 0:
             row = figures(state, self.window, float(total[0]), row, report)
-            self.tracker.log({key: value for key, value in row.items() if not math.isnan(value)})
+            row = {key: value for key, value in row.items() if not math.isnan(value)}
+            self.tracker.log(row)
+            self.alerts.look(row)
         self.window = Window(transport.meter, state.exchange.seconds)
+        self.spiked = self.spikes.see(float(total[0]))
+        if not self.spiked:
+            self.calm = state.step
+
+    def _roll_back(self) -> None:
+        """Go back to before the loss jumped, where there is a checkpoint, and take the data in another order.
+        Collective."""
+        state, said = self.state, f"alert: the loss has jumped from {self.spikes.mean:.4g} at step {self.state.step}"
+        self.spiked = False
+        self.saver.finish()
+        order = state.sampler.order
+        if order >= self.job.train.rollbacks:
+            self.log(f"{said}; train.rollbacks are used up")
+            self.spikes = Spikes(0.0)
+        elif not resume(state, self.checkpoints, self.log, until=self.calm):
+            self.log(f"{said}, but there is no checkpoint to go back to")
+            self.spikes = Spikes(self.job.train.spike)
+        else:
+            state.sampler.order = order + 1
+            self.recorded, self.undo = state.step, None
+            self.log(f"{said}: back at step {state.step}, with other data")
+            self.tracker.close("finished")
+            if self.world.rank == 0:
+                drop_after(self.checkpoints, state.step)
+            self._open()
 
 
 def _named(choice: Sequence[str]) -> str:
