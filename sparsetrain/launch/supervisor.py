@@ -24,6 +24,7 @@ from sparsetrain.worker import record
 POLL = 0.25  # seconds between looks at the workers
 GRACE = 1.5  # seconds after a first exception in which others may tell the cause
 ECHO_GRACE = 5.0  # the same, when the first one looks like a consequence
+TOGETHER = 5.0  # seconds in which a run that could begin waits for the rest of its workers
 NO_GROUP = {"message": "there was no group", "late": False, "hopeless": False}
 GIVE_UP = 6.0  # seconds in which a rank that was cut off has to return
 
@@ -83,22 +84,24 @@ class Supervisor:
 
         Raises RunFailed with the root cause, JobError where that is a mistake of the user that only a rank could find.
         """
-        self._gather()
+        self._gather(patience=TOGETHER)
         while True:
             outcome = self._attempt()
             if outcome.result is not None:
                 return outcome.result
             self._heal(outcome)
 
-    def _gather(self) -> None:
-        """Take in who waits until there are enough. Raises JobError when they do not come in time."""
+    def _gather(self, patience: float = 0.0) -> None:
+        """Take in who waits until there are enough; `patience`: seconds in which there may be more than enough.
+        Raises JobError when they do not come in time."""
         limit = self.job.cluster.start_timeout
-        deadline = time.monotonic() + limit
-        need = self.workers.min
+        began = time.monotonic()
+        deadline = began + limit
         self.group.recruit()
         while True:
             self._welcome()
             room = self.workers.max - len(self.members)
+            need = self.workers.max if time.monotonic() - began < patience else self.workers.min
             if len(self.members) + len(self.waiting) >= need:
                 self.members += self.waiting[:room]
                 self.waiting = self.waiting[room:]
