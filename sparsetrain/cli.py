@@ -130,17 +130,16 @@ def sweep(source: str, overrides: Any, seeds: int, name: Any, against: Any, dry_
 @click.option("--faults", default="kill,stop,cut", help="Out of kill, stop, cut, slow, leave, with commas.")
 @click.option("--runs", type=click.IntRange(1), default=5, help="Runs with faults.")
 @click.option("--count", type=click.IntRange(1), default=1, help="Faults in each run.")
+@click.option("--every", type=click.FloatRange(0), default=0.0, help="A fault each so many seconds; not --count.")
+@click.option("--restart", is_flag=True, help="Each run also without recovery in memory: from checkpoints alone.")
 @click.option("--undisturbed", type=click.IntRange(1), default=3, help="Runs without any, before: what is normal.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document on standard output.")
-def chaos(
-    source: str, overrides: Any, seed: int, faults: str, runs: int, count: int, undisturbed: int, as_json: bool
-) -> None:
+def chaos(source: str, overrides: Any, faults: str, as_json: bool, **numbers: Any) -> None:
     """Run JOB again and again while its workers are killed, stopped and cut off; print what came of it."""
     from sparsetrain.launch.chaos import Plan, run_chaos
 
     kinds = tuple(kind.strip() for kind in faults.split(","))
-    plan = Plan(seed=seed, faults=kinds, runs=runs, count=count, undisturbed=undisturbed)
-    sys.exit(run_chaos(source, overrides, plan, as_json))
+    sys.exit(run_chaos(source, overrides, Plan(faults=kinds, **numbers), as_json))
 
 
 @cli.command()

@@ -173,6 +173,7 @@ class Recovery:
     """What happens when workers are lost (on Ray)."""
 
     __pydantic_config__ = STRICT
+    memory: bool = True  # survivors keep their state; false: all begin anew from the last checkpoint
     crashes: Count = 20  # lost workers that a run survives; 0 ends it with the first one
     preemptions: Count = 1000  # workers that announced their end
     spares: Count = 0  # workers that wait, ready, to take a lost one's place

@@ -15,7 +15,7 @@ from typing import Any
 from sparsetrain.config.errors import JobError
 from sparsetrain.config.job import Job
 from sparsetrain.config.load import load_job
-from sparsetrain.launch.monkey import FAULTS, Monkey, plan
+from sparsetrain.launch.monkey import FAULTS, Monkey, plan, plan_every
 from sparsetrain.launch.ray_cluster import children, ray_cluster
 from sparsetrain.launch.ray_driver import ranked
 from sparsetrain.launch.ray_group import own_node, ray_group
@@ -29,23 +29,29 @@ from sparsetrain.worker import record
 
 SPREAD = 4.0  # standard deviations of undisturbed losses within which a disturbed one is
 LEAST = 0.02  # of the loss, at least
+LONG = 24 * 3600.0  # seconds that an undisturbed run may take
 TEARDOWN = 10.0  # seconds that workers of a run that has ended may live on
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What the command line says: how many runs with how many faults of which kinds, after how many without any."""
+    """What the command line says: how many runs with how many faults of which kinds, after how many without any.
+    `every`: a fault each so many seconds instead, 0: `count` of them. `restart`: each run also without recovery in
+    memory."""
 
     seed: int
     faults: tuple[str, ...]
     runs: int
     count: int
     undisturbed: int
+    every: float = 0.0
+    restart: bool = False
 
 
 @dataclasses.dataclass(kw_only=True)
 class Row:
-    """One run: what was done to it and what came of it; `wrong` is empty where all is well."""
+    """One run: what was done to it and what came of it; `wrong` is empty where all is well. `seconds` go from the first
+    step to the end; `goodput` is what an undisturbed run takes, over that."""
 
     name: str
     faults: list[str]
@@ -54,6 +60,7 @@ class Row:
     recovered: list[float]
     sources: list[str]
     loss: float | None
+    goodput: float = 1.0
     wrong: str = ""
 
 
@@ -69,15 +76,17 @@ def run_chaos(source: str, overrides: tuple[str, ...], plan: Plan, as_json: bool
     with listening() as stop, ray_cluster(job.cluster, job.recovery.spares):
         calm: list[Row] = []
         for number in range(plan.undisturbed):
-            calm.append(_one(job, f"calm{number}", Monkey([], 0.0), stop.check, job.seed + number))
+            calm.append(_one(job, f"calm{number}", Monkey([]), stop.check, job.seed + number, LONG))
             print(_line(calm[-1]), file=stream, flush=True)
             if calm[-1].status != "finished":
                 return STOPPED if calm[-1].status == "interrupted" else FAILED
         for number in range(plan.runs):
             if stop.name:
                 break
-            rows.append(_disturbed(job, number, plan, calm, stop.check))
-            print(_line(rows[-1]), file=stream, flush=True)
+            for memory in (True, False) if plan.restart else (job.recovery.memory,):
+                if not stop.name:
+                    rows.append(_disturbed(job, number, plan, calm, stop.check, memory))
+                    print(_line(rows[-1]), file=stream, flush=True)
     print(json.dumps([dataclasses.asdict(row) for row in rows], indent=1) if as_json else summary(rows))
     return STOPPED if stop.name else int(any(row.wrong for row in rows))
 
@@ -88,10 +97,18 @@ def _small(job: Job) -> Job:
     return dataclasses.replace(job, log=dataclasses.replace(job.log, folder=folder))
 
 
-def _disturbed(job: Job, number: int, told: Plan, calm: Sequence[Row], check: Any) -> Row:
+def _disturbed(job: Job, number: int, told: Plan, calm: Sequence[Row], check: Any, memory: bool) -> Row:
     seconds = statistics.median(row.seconds for row in calm)
-    monkey = Monkey(plan(told.seed, number, told.faults, told.count), seconds)
-    row = _one(job, f"run{number:04d}", monkey, check, job.seed)
+    most = int(2 * seconds / told.every) if told.every else told.count
+    if told.every:
+        faults = plan_every(told.seed, number, told.faults, told.every, most)
+    else:
+        faults = plan(told.seed, number, told.faults, told.count, seconds)
+    bound = 60.0 + 4 * seconds + 2 * (most + 1) * (job.cluster.collective_timeout + 20.0)
+    job = dataclasses.replace(job, recovery=dataclasses.replace(job.recovery, memory=memory))
+    name = f"run{number:04d}" if memory or not told.restart else f"run{number:04d}-restart"
+    row = _one(job, name, Monkey(faults), check, job.seed, bound)
+    row.goodput = seconds / row.seconds
     if not row.wrong and row.loss is not None:
         losses = [each.loss for each in calm if each.loss is not None]
         middle = statistics.mean(losses)
@@ -101,14 +118,15 @@ def _disturbed(job: Job, number: int, told: Plan, calm: Sequence[Row], check: An
     return row
 
 
-def _one(job: Job, name: str, monkey: Monkey, check: Any, seed: int) -> Row:
-    """Run the job once under a monkey. The run is stopped, and counts as hung, when it takes far too long."""
+def _one(job: Job, name: str, monkey: Monkey, check: Any, seed: int, bound: float) -> Row:
+    """Run the job once under a monkey. The run is stopped, and counts as hung, after `bound` seconds."""
     job = dataclasses.replace(job, name=name, seed=seed)
     began = time.monotonic()
-    bound = 60.0 + 4 * monkey.seconds + 2 * (len(monkey.faults) + 1) * (job.cluster.collective_timeout + 20.0)
+    ended_at = 0.0
     hung = False
 
     def start(job: Job, folder: pathlib.Path, progress: Progress) -> dict[str, Any]:
+        nonlocal ended_at
         with ray_group(job, folder, progress.check) as group:
             here = own_node()
 
@@ -122,10 +140,12 @@ def _one(job: Job, name: str, monkey: Monkey, check: Any, seed: int) -> Row:
 
             watched = dataclasses.replace(progress, check=look)
             monkey.supervisor = Supervisor(job, folder, group, watched, lambda members: ranked(members, here))
-            return monkey.supervisor.run()
+            result = monkey.supervisor.run()
+            ended_at = time.monotonic()
+            return result
 
     ended = run_one(job, Options(as_json=True, fresh=True), start=start, shown=silent)
-    seconds = (ended.result or {}).get("wall_s", time.monotonic() - began)
+    seconds = (ended_at or time.monotonic()) - (monkey.began or began)
     incidents = monkey.supervisor.incidents if monkey.supervisor is not None else []
     row = Row(
         name=name,
@@ -175,7 +195,8 @@ def _line(row: Row) -> str:
     faults = ", ".join(row.faults) or "nothing"
     loss = "-" if row.loss is None else f"{row.loss:.4f}"
     back = ", ".join(f"{seconds:.1f} s" for seconds in row.recovered) or "-"
-    return f"{row.name}  {faults}  {row.status}  recovered in {back}  loss {loss}  {row.wrong or 'ok'}"
+    figures = f"recovered in {back}  goodput {row.goodput:.2f}  loss {loss}"
+    return f"{row.name}  {faults}  {row.status}  {figures}  {row.wrong or 'ok'}"
 
 
 def summary(rows: Sequence[Row]) -> str:
@@ -191,6 +212,9 @@ def summary(rows: Sequence[Row]) -> str:
         most = f"{max(alone):.1f}" if alone else "-"
         right = sum(not row.wrong for row in with_it)
         lines.append(f"{kind:8} {done:5} {len(with_it):5} {right:6} {middle:>23} {most:>6}")
+    for how, restart in (("in memory", False), ("from checkpoints alone", True)):
+        if good := [row.goodput for row in rows if row.name.endswith("-restart") == restart]:
+            lines.append(f"goodput, recovery {how}: median {statistics.median(good):.2f}, least {min(good):.2f}")
     hung = sum(row.status == "hung" for row in rows)
     left = sum("left" in row.wrong for row in rows)
     wrong = sum(bool(row.wrong) for row in rows) - hung - left

@@ -24,7 +24,7 @@ PAUSE = 1.5  # seconds that `slow` lasts
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Planned:
-    """One fault: what, after which share of an undisturbed run's training, and to whom (a share of the ranks)."""
+    """One fault: what, after how many seconds of training, and to whom (a share of the ranks)."""
 
     kind: str
     at: float
@@ -43,27 +43,32 @@ class Done:
         return f"{self.kind} rank {self.rank} at step {self.step}"
 
 
-def plan(seed: int, run: int, kinds: Sequence[str], count: int) -> list[Planned]:
-    """Return the faults of one run, in the order in which they happen."""
+def plan(seed: int, run: int, kinds: Sequence[str], count: int, seconds: float) -> list[Planned]:
+    """Return `count` faults of one run that takes so many seconds, in the order in which they happen."""
     draw = random.Random(f"{seed}/{run}")
-    faults = [Planned(kind=draw.choice(kinds), at=draw.uniform(0.0, 0.95), whom=draw.random()) for _ in range(count)]
+    late = 0.95 * seconds
+    faults = [Planned(kind=draw.choice(kinds), at=draw.uniform(0.0, late), whom=draw.random()) for _ in range(count)]
     return sorted(faults, key=lambda fault: fault.at)
 
 
-class Monkey:
-    """Does the planned faults to a supervisor's workers; `look` is called often. `seconds` is how long the training of
-    an undisturbed run takes."""
+def plan_every(seed: int, run: int, kinds: Sequence[str], every: float, most: int) -> list[Planned]:
+    """Return a fault each `every` seconds, `most` of them."""
+    draw = random.Random(f"{seed}/{run}")
+    return [Planned(kind=draw.choice(kinds), at=every * (n + 1), whom=draw.random()) for n in range(most)]
 
-    def __init__(self, faults: Sequence[Planned], seconds: float) -> None:
+
+class Monkey:
+    """Does the planned faults to a supervisor's workers; `look` is called often."""
+
+    def __init__(self, faults: Sequence[Planned]) -> None:
         self.faults = list(faults)
-        self.seconds = seconds
         self.supervisor: Supervisor | None = None
         self.began = 0.0
         self.done: list[Done] = []
         self.asleep: list[tuple[float, Member]] = []
 
     def look(self) -> None:
-        """Do what is due. Training has begun when every rank has said where it is."""
+        """Do what is due. Training has begun when a step is finished."""
         supervisor, now = self.supervisor, time.monotonic()
         for until, member in list(self.asleep):
             if now >= until:
@@ -72,7 +77,7 @@ class Monkey:
         if supervisor is None or not supervisor.training:
             return
         self.began = self.began or now
-        if self.faults and now - self.began >= self.faults[0].at * self.seconds:
+        if self.faults and now - self.began >= self.faults[0].at:
             fault = self.faults.pop(0)
             member = supervisor.members[int(fault.whom * len(supervisor.members))]
             self.done.append(Done(kind=fault.kind, rank=member.rank, step=supervisor.step))

@@ -217,6 +217,10 @@ class Supervisor:
         for member in [m for m in self.members if m.rank in dead or m in leaving]:
             self.group.dismiss(member)
             self.members.remove(member)
+        if failures and not self.job.recovery.memory:
+            for member in self.members:
+                self.group.dismiss(member)
+            self.members = []
         hopeless = any(lost["hopeless"] for lost in outcome.lost.values())
         if hopeless:
             self.group.tell(self.members, "forget")
