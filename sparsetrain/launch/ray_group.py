@@ -78,6 +78,7 @@ class RayGroup:
         self.folder = folder
         self.tree = to_tree(job)
         self.slots = slots
+        self.asked: tuple[Member, Any] | None = None  # for news
 
     def recruit(self) -> None:
         """Start a worker in every place that is there and has none."""
@@ -180,12 +181,18 @@ class RayGroup:
 
         return ray.get(member.actor.files.remote(str(self.folder)))
 
-    def news(self, member: Member) -> tuple[list[str], list[dict[str, Any]]]:
-        """Return the lines and rows that are new on a member; its silence is no failure, its end shows elsewhere."""
+    def news(self, member: Member, patience: float = 0.0) -> tuple[list[str], list[dict[str, Any]]]:
+        """Return the lines and rows that are new on a member, as far as it has answered; nobody waits for one that does
+        not, beyond `patience` seconds. Its silence is no failure, its end shows elsewhere."""
         import ray
 
+        asked, call = self.asked if self.asked is not None else (member, member.actor.poll.remote())
+        self.asked = (asked, call)
+        if not ray.wait([call], timeout=patience)[0] and asked is member:
+            return [], []
+        self.asked = None
         try:
-            return ray.get(member.actor.poll.remote(), timeout=ANSWER)
+            return ray.get(call, timeout=0) if asked is member else ([], [])
         except (ray.exceptions.RayError, TimeoutError):
             return [], []
 

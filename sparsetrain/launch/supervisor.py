@@ -159,7 +159,7 @@ class Supervisor:
         for member in calls.values():
             if not any(failure.rank == member.rank for failure in outcome.failures):
                 outcome.failures.append(member.failure("does not answer (stopped, or its host hangs)"))
-        self._show()
+        self._show(patience=1.0)
         return outcome
 
     def _take(self, member: Member, answer: Any, outcome: Outcome) -> None:
@@ -261,8 +261,8 @@ class Supervisor:
             self.progress.check()
             time.sleep(min(POLL, left))
 
-    def _show(self) -> None:
-        lines, rows = self.group.news(self.members[0])
+    def _show(self, patience: float = 0.0) -> None:
+        lines, rows = self.group.news(self.members[0], patience)
         for line in lines:
             self.progress.line(line)
         for row in rows:

@@ -67,13 +67,13 @@ def test_one_run_through_everything(desk: Desk) -> None:
 
 
 def test_a_range_of_workers_goes_on_with_fewer_and_grows_again(desk: Desk) -> None:
-    process = desk.start(*SLOW, "train.steps=40", "cluster.workers={min: 1, max: 2}")
+    process = desk.start(*SLOW, "train.steps=60", "cluster.workers={min: 1, max: 2}")
     desk.wait_for_rows("tiny", process)
     while len(workers(desk)) < 2:  # a slow machine may begin with one
         wait(desk, process, 1)
     wait(desk, process, 3)
     os.kill(workers(desk)[0], signal.SIGKILL)
-    found = finished(desk, process, 40)["incidents"]
+    found = finished(desk, process, 60)["incidents"]
     assert [(each["workers"], each["from"]) for each in found[-2:]] == [(1, "memory"), (2, "memory")]
 
 
