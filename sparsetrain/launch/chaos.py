@@ -87,6 +87,8 @@ def run_chaos(source: str, overrides: tuple[str, ...], plan: Plan, as_json: bool
                 if not stop.name:
                     rows.append(_disturbed(job, number, plan, calm, stop.check, memory))
                     print(_line(rows[-1]), file=stream, flush=True)
+                    if rows[-1].status == "interrupted":  # the signal came to the run
+                        stop.name = "interrupted"
     print(json.dumps([dataclasses.asdict(row) for row in rows], indent=1) if as_json else summary(rows))
     return STOPPED if stop.name else int(any(row.wrong for row in rows))
 
@@ -133,6 +135,7 @@ def _one(job: Job, name: str, monkey: Monkey, check: Any, seed: int, bound: floa
             def look() -> None:
                 nonlocal hung
                 check()
+                progress.check()
                 if time.monotonic() - began > bound:
                     hung = True
                     raise Stopped("takes too long")
