@@ -34,14 +34,16 @@ def figures(state: RunState, window: Window, loss: float, evaluation: Row, repor
     }
 
 
-def sinks(state: RunState, folder: pathlib.Path, show: Callable[[Row], None]) -> dict[str, Callable[[], Sink]]:
-    """Return how to open rank 0's sinks; other ranks have none."""
+def sinks(
+    state: RunState, recorded: int, folder: pathlib.Path, show: Callable[[Row], None]
+) -> dict[str, Callable[[], Sink]]:
+    """Return how to open rank 0's sinks, which keep rows up to step `recorded`; other ranks have none."""
     if state.world.rank != 0:
         return {}
     folder.mkdir(parents=True, exist_ok=True)
-    job, step = state.job, state.step
+    job = state.job
     sinks: dict[str, Callable[[], Sink]] = {
-        "metrics.jsonl": lambda: JsonlSink(JsonlSink.Config(), folder / "metrics.jsonl", step),
+        "metrics.jsonl": lambda: JsonlSink(JsonlSink.Config(), folder / "metrics.jsonl", recorded),
         "console": lambda: RowSink(show),
     }
     if job.log.wandb.mode != "disabled":

@@ -225,7 +225,7 @@ class Trainer:
         """Open the sinks and say what the run is made of."""
         state, job = self.state, self.job
         if self.world.rank == 0 and not self.tracker.sinks:
-            self.tracker = Tracker(sinks(state, self.folder, self.show), self.log)
+            self.tracker = Tracker(sinks(state, self.recorded, self.folder, self.show), self.log)
         self.window = Window(self.world.transport.meter, state.exchange.seconds)
         if hasattr(state.data, "describe"):
             self.log(f"data: {', '.join(f'{key} {value}' for key, value in state.data.describe().items())}")

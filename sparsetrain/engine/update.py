@@ -185,6 +185,7 @@ class LocalSteps:
         self.mask_gradients = mask_gradients
         self.since = 0
         self.due = False  # the local steps are done, the exchange is not
+        self.left: dict[str, Tensor] = {}
         self.waiting: Arrived | None = None
         self.anchor = {name: p.detach().clone() for name, p in parameters.items()}
         self.momentum = {name: torch.zeros_like(p) for name, p in self.anchor.items()} if outer.momentum else {}
@@ -274,13 +275,14 @@ class LocalSteps:
     @torch.no_grad()
     def leave_local(self) -> dict[str, Tensor]:
         """Return this rank's own weights between two exchanges and how far it has come, and go back to the anchor;
-        nothing at an exchange."""
-        if not self.since:
-            return {}
-        local = {name: p.detach().clone() for name, p in self.parameters.items()}
+        nothing at an exchange. A second call returns the same."""
+        if not self.since or self.left:
+            return self.left
+        self.left = {name: p.detach().clone() for name, p in self.parameters.items()}
+        self.left[SINCE] = torch.tensor([self.since, int(self.due)])
         for name, parameter in self.parameters.items():
             parameter.copy_(self.anchor[name])
-        return {**local, SINCE: torch.tensor([self.since, int(self.due)])}
+        return self.left
 
     @torch.no_grad()
     def go_local(self, state: Mapping[str, Tensor]) -> None:

@@ -74,7 +74,8 @@ class RayWorker:
         try:
             os.environ.update(place.variables())
             self._redirect(pathlib.Path(folder), place.rank)
-            return self.session.attend(place, self.listener)
+            session = self.session or self._prepare(tree, folder)
+            return session.attend(place, self.listener)
         except JobError as error:
             return {"failure": {"kind": "job", "message": str(error), "at": time.time()}}
         except Exception as error:
@@ -112,12 +113,13 @@ class RayWorker:
             file.seek(0)
             return file.read()
 
-    def _prepare(self, tree: dict[str, Any], folder: str) -> None:
+    def _prepare(self, tree: dict[str, Any], folder: str) -> Any:
         """Load what training needs: who joins a run under way shall not keep the others waiting."""
         from sparsetrain.config.load import parse
         from sparsetrain.worker.session import Session
 
         self.session = Session(parse(tree), pathlib.Path(folder), self._log, self.rows.append)
+        return self.session
 
     def _leave(self, number: int, frame: Any) -> None:
         """Take a SIGTERM as the announcement that this worker's machine is about to go."""

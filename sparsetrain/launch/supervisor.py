@@ -75,6 +75,7 @@ class Supervisor:
         self.members: list[Member] = []
         self.waiting: list[Member] = []  # up, and in no group
         self.step = 0
+        self.cause: Failure | None = None  # of the last loss
         self.training = False  # all ranks of the present group train
         self.incidents: list[dict[str, Any]] = []
         self.healing: dict[str, Any] = {}  # the last one, until a step is finished again
@@ -109,7 +110,10 @@ class Supervisor:
             self.progress.check()
             if time.monotonic() > deadline:
                 up = len(self.members) + len(self.waiting)
-                raise JobError(f"cluster.start_timeout: {up} of {need} workers were up after {limit:g} s")
+                short = f"cluster.start_timeout: {up} of {need} workers were up after {limit:g} s"
+                if self.cause is not None:
+                    raise RunFailed(self.cause, f"{self.cause.line()}; {short}")
+                raise JobError(short)
             self.group.recruit()
             time.sleep(POLL / 5)
 
@@ -213,6 +217,7 @@ class Supervisor:
             raise RunFailed(cause, decision.why)
         if decision.action == "end":
             raise RunFailed(leaving[0].failure("left"), decision.why)
+        self.cause = root_cause(failures) if failures else None
         dead = {failure.rank for failure in failures if failure.kind == "died"}
         for member in [m for m in self.members if m.rank in dead or m in leaving]:
             self.group.dismiss(member)

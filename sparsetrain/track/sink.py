@@ -29,11 +29,15 @@ class Tracker:
         self.sinks: dict[str, Sink] = {}
         self.say = say
         self.late: set[str] = set()
+        self.last = -1.0
         for name, make in sinks.items():
             self._guard(name, lambda name=name, make=make: self.sinks.__setitem__(name, make()))
 
     def log(self, row: Row) -> None:
-        """Record one row."""
+        """Record one row, once: a step that is done again after a loss brings none that is there already."""
+        if row["train/step"] <= self.last:
+            return
+        self.last = row["train/step"]
         for name, sink in list(self.sinks.items()):
             self._guard(name, lambda sink=sink: sink.log(row))
 

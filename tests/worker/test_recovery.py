@@ -1,5 +1,7 @@
 """Workers die at every point of a step; the others go on from memory, and nothing is wrong afterwards."""
 
+import json
+
 import pytest
 import torch
 from company import Company, Fault
@@ -167,3 +169,22 @@ def test_whatever_is_trained_goes_on(tmp_path, overrides, point, step, replaced)
     assert len({value["weights_digest"] for _, value in last.values()}) == 1
     assert {value["steps"] for _, value in last.values()} == {12}
     assert last[0][1]["eval/loss"] < 5.6
+
+
+@pytest.mark.parametrize("who", [0, 1])
+def test_every_row_is_written_once(tmp_path, who):
+    """Rank `who` dies with the row of step 6 behind it; another rank believes so before it has seen that row's end."""
+    other = 2
+    with Company(tmp_path, *options("sgd")) as company:
+        for number in range(3):
+            fault = (
+                Fault("recorded", 6) if number == who else Fault("record", 6, dies=False) if number == other else None
+            )
+            company.hire(number, fault)
+        said = company.group(0, 1, 2)
+        assert said[who][0] == "dead"
+        company.hire(3)
+        order = [3 if number == who else number for number in range(3)]
+        assert all(word == "result" for word, _ in company.group(*order).values())
+    rows = [json.loads(line)["train/step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert rows == [2, 4, 6, 8, 10, 12]
