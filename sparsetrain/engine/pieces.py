@@ -16,7 +16,9 @@ from torch import Tensor
 
 from sparsetrain.engine import checkpoint
 from sparsetrain.engine.checkpoint import About, CheckpointError, Tensors
+from sparsetrain.engine.local_store import LocalStore
 from sparsetrain.engine.state import Place, RunState
+from sparsetrain.engine.store import Stored
 from sparsetrain.masks.saved import check_inactive
 
 # Before the names of tensors in a rank's and in the masks' group.
@@ -60,20 +62,11 @@ class Pieces:
         return dataclasses.replace(self, groups=copies)
 
 
-class Saved:
-    """A checkpoint's folder as a source; every file's digest is compared before it is read."""
+class Saved(Stored):
+    """A checkpoint's folder on this machine as a source."""
 
     def __init__(self, folder: pathlib.Path) -> None:
-        self.folder = folder
-        self.name = str(folder)
-
-    def about(self) -> About:
-        """See Source."""
-        return checkpoint.read_about(self.folder)
-
-    def read(self, group: str) -> Tensors:
-        """See Source."""
-        return checkpoint.read_saved(self.folder, f"{group}.safetensors")
+        super().__init__(LocalStore(folder.parent), folder.name)
 
 
 def own(group: str, rank: int) -> str:

@@ -15,15 +15,16 @@ from torch import Tensor
 from sparsetrain.collective.world import World
 from sparsetrain.config.check import advice
 from sparsetrain.config.job import Job
-from sparsetrain.engine import checkpoint
 from sparsetrain.engine.choices import Choices
 from sparsetrain.engine.evaluate import evaluate
 from sparsetrain.engine.learning_rate import factor_at
-from sparsetrain.engine.pieces import Pieces, Saved, capture, restore
+from sparsetrain.engine.pieces import Pieces, capture
 from sparsetrain.engine.probe import ModelProbe
+from sparsetrain.engine.resume import resume
 from sparsetrain.engine.rows import figures, sinks
 from sparsetrain.engine.saver import Saver
 from sparsetrain.engine.state import RunState, build
+from sparsetrain.engine.store import open_store
 from sparsetrain.engine.update import Updated, gradient
 from sparsetrain.engine.window import Window
 from sparsetrain.gradient.handover import hand_over
@@ -79,7 +80,6 @@ class Trainer:
         self.job = state.job
         self.world = state.world
         self.folder = folder
-        self.checkpoints = folder / "checkpoints"
         self.log = log
         self.show = show or (lambda row: log(format_row(row)))
         self.recovers = recovers and state.world.size > 1
@@ -94,14 +94,14 @@ class Trainer:
         self.cost = 0.0  # dense steps that the step under way is worth
         self.undo: Pieces | None = None  # the state before a mask update, until the next exchange
         self.before: tuple[Tensor, dict[str, Tensor]] | None = None  # random generator and scores before a step
-        self.saver = Saver(self.checkpoints, self.job.checkpoint.keep, self.world, state.update.assent, log)
+        self.saver = Saver(open_store(self.job, folder), self.job, self.world, state.update.assent, log)
 
     def run(self, resumes: bool = True) -> dict[str, Any]:
         """Train until the last step, or until a rank asks for another world (then the result says "paused"); evaluate,
         record and save where the job says so. `resumes`: begin from the newest checkpoint, if there is one."""
         state, job = self.state, self.job
-        if resumes:
-            self._resume()
+        if resumes and job.checkpoint.resume:
+            self.saver.keeper.damaged |= resume(state, self.saver.store, self.log)
             self.recorded = state.step
         self._check_replicas()
         if state.masks is not None and state.masks.waits:
@@ -197,15 +197,17 @@ class Trainer:
         done = state.step == job.train.steps
         state.wall_s = time.perf_counter() - self.began
         row: dict[str, float] = {}
+        loss: float | None = None  # of the weights as they are now
         if report and report.rewound:
             row.update(self.evaluation)
         elif done or state.step % job.train.evaluate_every == 0:
             row.update(self._evaluate())
+            loss = row.get("eval/loss")
         if done or row or report or state.step % job.log.every == 0:
             self._record(row, report)
         if done or (job.checkpoint.every and state.step % job.checkpoint.every == 0):
             with self.window.span("checkpoint"):
-                self.saver.save(capture(state), state.step)
+                self.saver.save(capture(state), state.step, loss)
         self.recorded = state.step
 
     def _open(self) -> None:
@@ -293,27 +295,6 @@ class Trainer:
         """Compare all ranks' weights, whatever the job says about masks. Raises ReplicasDiffer."""
         weights = {name: parameter.detach() for name, parameter in self.state.parameters.items()}
         agree_weights(weights, self.world.transport.gather_bytes, "raise")
-
-    def _resume(self) -> None:
-        """Restore the newest checkpoint that every rank can read; rank 0 says which there are. Collective."""
-        if not self.job.checkpoint.resume:
-            return
-        own = " ".join(folder.name for folder in checkpoint.complete(self.checkpoints))
-        found = self.world.transport.gather_bytes(own.encode())[0].decode().split()
-        for name in reversed(found):
-            problem = ""
-            try:
-                restore(self.state, Saved(self.checkpoints / name))
-            except checkpoint.CheckpointError as error:
-                problem = str(error)
-            problems = [said.decode() for said in self.world.transport.gather_bytes(problem.encode())]
-            if not any(problems):
-                self.log(f"resumed from {name}")
-                return
-            rank = next(rank for rank, said in enumerate(problems) if said)
-            self.log(f"checkpoint {name} skipped, rank {rank}: {problems[rank]}")
-        if found:
-            raise checkpoint.CheckpointError(f"none of the {len(found)} checkpoints in {self.checkpoints} is readable")
 
     def _record(self, row: dict[str, float], report: Report | None) -> None:
         """Send one row of metrics to the tracker. The loss is the mean over ranks: collective."""

@@ -20,7 +20,7 @@ from sparsetrain.launch.ray_driver import run_on_ray
 from sparsetrain.launch.show import progress
 from sparsetrain.launch.signals import Stop, Stopped, listening
 from sparsetrain.launch.supervisor import Progress
-from sparsetrain.worker import existing, record
+from sparsetrain.worker import existing, record, stored
 
 Start = Callable[[Job, pathlib.Path, Progress], dict[str, Any]]
 Shown = Callable[[Job, TextIO, Stop], contextlib.AbstractContextManager[Progress]]
@@ -65,8 +65,10 @@ def run_job(job: Job, options: Options | None = None) -> int:
     jobs = [*against_jobs(job, options.against), job]
     refuse_same(jobs)
     for each in jobs:
-        if not options.fresh:
-            existing.finished(each, record.run_folder(each))  # refuse before the first one starts
+        folder = record.run_folder(each)
+        # Refuse before the first one starts.
+        if options.fresh or not existing.finished(each, folder):
+            stored.refuse(each, folder, options.fresh)
     ended: list[Ended] = []
     for each in jobs:
         ended.append(run_one(each, options))
