@@ -92,6 +92,8 @@ class RemoteStore:
         if marks and COMPLETE not in present:
             self._remove(name, [file for file in present if file not in marks])
             self._remove(name, marks)
+            if self.scheme not in OBJECTS:
+                self._ask(f"removing {name}", lambda fs, root: fs.rmdir(f"{root}/{name}"))
 
     def sizes(self, name: str) -> dict[str, int]:
         """See Store."""

@@ -196,6 +196,7 @@ class Saver:
             self.store.publish(name, parts)
         except (OSError, ValueError) as error:
             self.say(f"checkpoint of step {step} is not completed: {error}; training goes on, the next one is tried")
+            self._drop(step)  # on a full disk the next one wants its room
             return
         # One that was damaged has been written anew.
         self.keeper.damaged.discard(name)
