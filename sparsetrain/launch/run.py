@@ -84,6 +84,8 @@ def resume_run(name: str, overrides: tuple[str, ...], options: Options) -> int:
     job = load_job(str(folder / "job.yaml"), (*overrides, "checkpoint.resume=true"))
     if record.run_folder(job) != folder:
         # The folder was moved, or the run was started from elsewhere: go on where it lies.
+        if job.checkpoint.url is not None and folder.name != job.name:
+            raise JobError(f"name: {folder} was called {job.name}, and so are its checkpoints in {job.checkpoint.url}")
         tree = to_tree(job)
         job = parse({**tree, "name": folder.name, "log": {**tree["log"], "folder": str(folder.parent)}})
     return run_job(job, options)

@@ -70,6 +70,21 @@ def test_a_rank_that_cannot_write_leaves_that_checkpoint_out(tmp_path, rank):
     assert not list(tmp_path.glob("checkpoints/*.unfinished"))
 
 
+def apart(world: World, folder: str) -> tuple[list[str], list[str]]:
+    """Train each rank in a folder of its own."""
+    said: list[str] = []
+    own = pathlib.Path(folder) / str(world.rank)
+    train(job("train.steps=6", "checkpoint.every=3"), world, own, said.append)
+    return [line for line in said if "checkpoint" in line], LocalStore(own / "checkpoints").complete()
+
+
+@pytest.mark.timeout(120)
+def test_ranks_without_a_shared_disk_are_told_of_urls_once(tmp_path):
+    (said, complete), (theirs, nothing) = gloo_ranks(2, functools.partial(apart, folder=str(tmp_path)))
+    assert complete == ["step_00000003", "step_00000006"] and nothing == theirs == []
+    assert len(said) == 1 and "lack rank 1's parts" in said[0] and "checkpoint.url" in said[0]
+
+
 def hung(world: World, folder: str) -> tuple[float, list[str], list[str]]:
     """Save twice, of which rank 1's store does not answer for the first; seconds, what was said, what is complete."""
     said: list[str] = []

@@ -18,6 +18,7 @@ from sparsetrain.engine import checkpoint
 from sparsetrain.engine.remote_store import RemoteStore
 from sparsetrain.engine.store import StoreError, open_store
 from sparsetrain.engine.trainer import train
+from sparsetrain.launch.run import Options, resume_run
 from sparsetrain.worker.stored import refuse
 
 FIRST, SECOND, LAST = "step_00000002", "step_00000004", "step_00000006"
@@ -143,6 +144,14 @@ def test_a_store_that_does_not_answer_is_one_line(verb, tmp_path, monkeypatch, c
     (tmp_path / "runs/tiny/job.yaml").write_text(to_yaml(parse({**TREE, "checkpoint": {"url": "memory://far"}})))
     said = "checkpoints: memory://far/tiny has not answered for 3 s, listing (checkpoint.timeout)\n"
     assert call(capsys, verb, "tiny") == (2, "", said)
+
+
+def test_a_renamed_run_with_a_url_is_not_resumed_without_its_checkpoints(tmp_path):
+    (tmp_path / "other").mkdir()
+    job = parse(apply_overrides(TREE, ("checkpoint.url=memory://far",)))
+    (tmp_path / "other/job.yaml").write_text(to_yaml(job))
+    with pytest.raises(JobError, match=r"^name: .*/other was called tiny, and so are its checkpoints in memory://far"):
+        resume_run(str(tmp_path / "other"), (), Options())
 
 
 def test_checkpoints_of_another_job_or_run_are_refused(tmp_path):
