@@ -110,6 +110,15 @@ class About:
     eval_loss: float | None = None  # of the evaluation at this very step
 
 
+def digest_of(weights: Mapping[str, Tensor]) -> str:
+    """Return the 128-bit blake2b digest of named tensors in their order, as hex."""
+    found = hashlib.blake2b(digest_size=16)
+    for name, tensor in weights.items():
+        found.update(name.encode())
+        found.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()
+
+
 def parse_about(text: bytes, where: str) -> About:
     """Return what a state.json says. Raises CheckpointError that begins with `where` when it is damaged or of another
     format."""

@@ -62,7 +62,8 @@ class Saver:
         loss = loss if loss is not None and math.isfinite(loss) else None
         pieces = dataclasses.replace(pieces, told=dataclasses.replace(pieces.told, eval_loss=loss))
         if self.world.rank:
-            pieces = dataclasses.replace(pieces, groups={g: t for g, t in pieces.groups.items() if g not in SHARED})
+            own = {group: tensors for group, tensors in pieces.groups.items() if group not in SHARED}
+            pieces = dataclasses.replace(pieces, groups=own, weights={})
         copied = pieces.copied()
         self._later(lambda: self._write(copied, step))
 
@@ -150,7 +151,7 @@ class Saver:
 
     def _write(self, pieces: Pieces, step: int) -> None:
         try:
-            self._put(pieces, checkpoint.name_of(step))
+            self._put(pieces.digested(), checkpoint.name_of(step))
             self._tell(step)
         except Exception as error:  # else nobody would hear of it before the end
             self._failed(step, error if isinstance(error, OSError) else f"{type(error).__name__}: {error}")

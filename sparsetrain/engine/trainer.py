@@ -207,7 +207,7 @@ class Trainer:
             self._record(row, report)
         if done or (job.checkpoint.every and state.step % job.checkpoint.every == 0):
             with self.window.span("checkpoint"):
-                self.saver.save(capture(state), state.step, loss)
+                self.saver.save(capture(state, digest=False), state.step, loss)
         self.recorded = state.step
 
     def _open(self) -> None:
