@@ -28,6 +28,7 @@ from sparsetrain.config.job import RegimeName
 from sparsetrain.config.numbers import Count
 
 FORMAT = 1
+MOST = 1 << 26  # bytes of a file that is read as a text
 Tensors = dict[str, Tensor]
 
 
@@ -42,7 +43,7 @@ def name_of(step: int) -> str:
 
 def step_of(name: str) -> int | None:
     """Return the step of a checkpoint's name; None for any other name."""
-    found = re.fullmatch(r"step_(\d{8,10})", name)
+    found = re.fullmatch(r"step_([0-9]{8,10})", name)
     return int(found[1]) if found else None
 
 
@@ -82,9 +83,24 @@ def digest(path: pathlib.Path) -> str:
         return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
 
 
+def check_file(path: pathlib.Path) -> None:
+    """Raise CheckpointError for what is there and is no file: a pipe would keep us waiting."""
+    if path.exists() and not path.is_file():
+        raise CheckpointError(f"{path}: is no file")
+
+
+def read_text(path: pathlib.Path) -> str:
+    """Return a file's text. Raises CheckpointError for what is no file or too large, OSError, UnicodeDecodeError."""
+    check_file(path)
+    if path.stat().st_size > MOST:
+        raise CheckpointError(f"{path}: is larger than {MOST} bytes")
+    return path.read_text(encoding="utf-8")
+
+
 def read_tensors(path: pathlib.Path) -> Tensors:
     """Return the tensors of a safetensors file. Raises CheckpointError when it is missing or damaged."""
     try:
+        check_file(path)
         return load_file(path)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path}: {error}") from error
@@ -119,7 +135,7 @@ def digest_of(weights: Mapping[str, Tensor]) -> str:
     return found.hexdigest()
 
 
-def parse_about(text: bytes, where: str) -> About:
+def parse_about(text: str, where: str) -> About:
     """Return what a state.json says. Raises CheckpointError that begins with `where` when it is damaged or of another
     format."""
     try:

@@ -5,23 +5,27 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 
-from sparsetrain.engine.checkpoint import CheckpointError
+from sparsetrain.engine.checkpoint import CheckpointError, step_of
+from sparsetrain.engine.keeping import Keeper
 from sparsetrain.engine.pieces import restore
 from sparsetrain.engine.state import RunState
 from sparsetrain.engine.store import Store, Stored, StoreError
 
 
-def resume(state: RunState, store: Store, log: Callable[[str], None]) -> set[str]:
-    """Restore the newest checkpoint that every rank can read, where there are any; rank 0 says which there are.
+def resume(state: RunState, keeper: Keeper, log: Callable[[str], None], until: int | None = None) -> bool:
+    """Restore the newest checkpoint that every rank can read, none of a step after `until`, and return whether there
+    was one; rank 0 says which there are, and the keeper is told which are damaged.
 
-    Return those that turned out damaged. Raises CheckpointError when none can be read, or nobody knows whether there
-    are any: to begin anew would be worse. Collective.
+    Raises CheckpointError when there are some and none can be read, or nobody knows whether there are any: to begin
+    anew would be worse. Collective.
     """
-    gather = state.world.transport.gather_bytes
-    found, trouble = json.loads(gather(_offer(state, store))[0])
+    gather, store = state.world.transport.gather_bytes, keeper.store
+    offered, trouble = json.loads(gather(_offer(state, store))[0])
     if trouble:
         raise CheckpointError(trouble)
-    damaged: set[str] = set()
+    # What another rank says must not lead elsewhere.
+    steps = {name: step for name in offered if (step := step_of(name)) is not None}
+    found = [name for name, step in steps.items() if until is None or step <= until]
     for name in reversed(found):
         problem, lasting = "", True
         try:
@@ -32,13 +36,21 @@ def resume(state: RunState, store: Store, log: Callable[[str], None]) -> set[str
         rank = next((rank for rank, (said, _) in enumerate(answers) if said), None)
         if rank is None:
             log(f"resumed from {name}")
-            return damaged
+            return True
         log(f"checkpoint {name} skipped, rank {rank}: {answers[rank][0]}")
         if any(said and lasts for said, lasts in answers):
-            damaged.add(name)
+            keeper.damaged.add(name)
     if found:
         raise CheckpointError(f"none of the {len(found)} checkpoints in {store.name} is readable")
-    return damaged
+    return False
+
+
+def drop_after(keeper: Keeper, step: int) -> None:
+    """Remove the complete checkpoints of steps after `step`, which the run has gone back behind, but damaged ones.
+    Rank 0 only. Raises OSError."""
+    for name in keeper.store.complete():
+        if (step_of(name) or 0) > step and name not in keeper.damaged:
+            keeper.store.remove(name)
 
 
 def _offer(state: RunState, store: Store) -> bytes:

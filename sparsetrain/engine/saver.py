@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import pathlib
 import queue
 import threading
 import time
@@ -23,7 +24,9 @@ from sparsetrain.config.load import to_tree
 from sparsetrain.engine import checkpoint
 from sparsetrain.engine.assent import Assent, Word
 from sparsetrain.engine.keeping import Keeper
-from sparsetrain.engine.pieces import Pieces
+from sparsetrain.engine.local_store import LocalStore
+from sparsetrain.engine.pieces import Pieces, capture
+from sparsetrain.engine.state import RunState
 from sparsetrain.engine.store import Part, Store
 
 SHARED = ("model", "masks", "outer", "optimizer")
@@ -89,6 +92,7 @@ class Saver:
         while not self._all_done(self._done_within(self.patience) or time.monotonic() > ends):
             pass
         self.close()
+        self.assent.wrote(-1, done=False)  # the run may go back behind what it has said
 
     def close(self) -> None:
         """End the thread, when it has done what was begun; one that the store holds up is left to itself."""
@@ -210,3 +214,13 @@ class Saver:
 
 def _list(rank: int) -> str:
     return f"parts.rank{rank:05d}.json"
+
+
+def save(state: RunState, root: pathlib.Path, keep: int = 1) -> pathlib.Path:
+    """Write a checkpoint under `root` and return its folder, when it is complete. Collective; falls on exchanges."""
+    rules = dataclasses.replace(state.job.checkpoint, keep=keep, best=0)
+    job = dataclasses.replace(state.job, checkpoint=rules)
+    saver = Saver(LocalStore(root), job, state.world, state.update.assent, lambda line: None)
+    saver.save(capture(state), state.step)
+    saver.finish()
+    return root / checkpoint.name_of(state.step)

@@ -95,7 +95,7 @@ class Stored:
     def about(self) -> About:
         """Return state.json. Raises CheckpointError when it is damaged, of another format or of another step."""
         where = f"{self.name}/state.json"
-        about = self._read("state.json", lambda path: checkpoint.parse_about(path.read_bytes(), where))
+        about = self._read("state.json", lambda path: checkpoint.parse_about(checkpoint.read_text(path), where))
         if about.step != checkpoint.step_of(self.folder):
             raise CheckpointError(f"{where}: step {about.step} in the folder of another step")
         return about
@@ -108,14 +108,14 @@ class Stored:
         """Return the tree of the job that was trained; an empty one where it was not saved. Raises CheckpointError."""
         if "job.json" not in self.parts():
             return {}
-        return self._read("job.json", lambda path: json.loads(path.read_text(encoding="utf-8")))
+        return self._read("job.json", lambda path: json.loads(checkpoint.read_text(path)))
 
     def parts(self) -> dict[str, Part]:
         """Return the files that COMPLETE names. Raises CheckpointError when it is none."""
         if self._parts is None:
             try:
                 with self.store.fetch(self.folder, COMPLETE) as path:
-                    told = json.loads(path.read_text(encoding="utf-8"))
+                    told = json.loads(checkpoint.read_text(path))
                 sizes = told.get("bytes", {})
                 self.written = float(told["time"]) if "time" in told else None
                 self._parts = {file: Part(str(told["blake2b"][file]), sizes.get(file)) for file in told["blake2b"]}
@@ -134,13 +134,14 @@ class Stored:
         try:
             part = self.parts().get(file)
             with self.store.fetch(self.folder, file) as path:
+                checkpoint.check_file(path)
                 # Ranks without a shared disk have files that rank 0 has not seen.
                 if part is not None and checkpoint.digest(path) != part.digest:
                     raise CheckpointError("is not the file that was saved (its digest is another)")
                 return take(path)
         except StoreError:
             raise
-        except OSError as error:
+        except (OSError, UnicodeDecodeError) as error:
             raise CheckpointError(f"{where}: {type(error).__name__}: {error}") from error
         except CheckpointError as error:
             raise CheckpointError(f"{where}: {str(error).removeprefix(f'{where}: ')}") from error

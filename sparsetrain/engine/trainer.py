@@ -101,7 +101,7 @@ class Trainer:
         record and save where the job says so. `resumes`: begin from the newest checkpoint, if there is one."""
         state, job = self.state, self.job
         if resumes and job.checkpoint.resume:
-            self.saver.keeper.damaged |= resume(state, self.saver.store, self.log)
+            resume(state, self.saver.keeper, self.log)
             self.recorded = state.step
         self._check_replicas()
         if state.masks is not None and state.masks.waits:

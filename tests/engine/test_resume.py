@@ -12,8 +12,8 @@ from stores import KINDS, contents, damage
 
 from sparsetrain.collective.world import World
 from sparsetrain.engine.checkpoint import CheckpointError, name_of
-from sparsetrain.engine.keeping import problem
-from sparsetrain.engine.resume import resume
+from sparsetrain.engine.keeping import Keeper, problem
+from sparsetrain.engine.resume import drop_after, resume
 from sparsetrain.engine.state import build
 from sparsetrain.engine.store import StoreError, open_store
 from sparsetrain.engine.trainer import Trainer, train
@@ -80,6 +80,25 @@ def test_a_damaged_one_that_nobody_came_past_is_not_removed_for_its_age(tmp_path
     assert sum("step_00000002 is damaged and stays where it is: optimizer.safetensors" in line for line in said) == 1
 
 
+def test_a_run_that_goes_back_writes_the_same_steps_again(tmp_path):
+    said: list[str] = []
+    trainer = Trainer(build(job(*EVERY, "checkpoint.keep=9"), World()), tmp_path, said.append)
+    trainer.run()
+    saver, state = trainer.saver, trainer.state
+    assert resume(state, saver.keeper, said.append, until=5) and state.step == 4
+    drop_after(saver.keeper, 4)
+    assert saver.store.complete() == [name_of(2), name_of(4)]
+    trainer.recorded = 4
+    for step in (5, 6):
+        trainer._conclude(trainer.train_step())
+        assert trainer.state.step == step
+    assert saver.open == [6]
+    saver.finish()
+    trainer.close("finished")
+    assert saver.store.complete() == [name_of(2), name_of(4), name_of(6)]
+    assert problem(saver.store, name_of(6)) == ""
+
+
 def test_a_run_whose_store_cannot_be_asked_does_not_begin_anew(tmp_path):
     class Away:
         name = "s3://bucket/run"
@@ -89,4 +108,4 @@ def test_a_run_whose_store_cannot_be_asked_does_not_begin_anew(tmp_path):
 
     state = build(job(), World())
     with pytest.raises(CheckpointError, match="has not answered"):
-        resume(state, Away(), lambda line: None)
+        resume(state, Keeper(Away(), 1, 0, print), lambda line: None)
