@@ -11,7 +11,6 @@ import threading
 import time
 
 import pytest
-import torch
 from ranks import gloo_ranks
 from small import job
 
@@ -111,15 +110,17 @@ def test_a_store_that_does_not_answer_holds_nobody_up_for_long(tmp_path):
     assert any("checkpoint of step 2 is not written: the one before is still being written" in line for line in theirs)
 
 
-def test_an_error_that_nobody_foresaw_is_said_too(tmp_path):
+def test_an_error_that_nobody_foresaw_is_said_too(tmp_path, monkeypatch):
+    def strange(name, file, write):
+        raise ValueError("strange")
+
     said: list[str] = []
     state = build(job(), World())
     saver = Saver(LocalStore(tmp_path), job(), World(), state.update.assent, said.append)
-    pieces = capture(state)
-    pieces.groups["model"] = {"broken": torch.zeros(2).to_sparse()}
-    saver.save(pieces, 1)
+    monkeypatch.setattr(saver.store, "put", strange)
+    saver.save(capture(state), 1)
     saver.finish()
-    assert len(said) == 1 and said[0].startswith("checkpoint of step 1 is not written: ")
+    assert len(said) == 1 and said[0].startswith("checkpoint of step 1 is not written: ValueError: strange; training")
     assert saver.store.complete() == saver.store.unfinished() == []
 
 
