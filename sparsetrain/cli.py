@@ -152,6 +152,44 @@ def report(runs: tuple[str, ...], out: str | None) -> None:
     report_runs(runs, out)
 
 
+@cli.group()
+def checkpoints() -> None:
+    """Look after the checkpoints of a run, in its folder or behind its URL."""
+
+
+@checkpoints.command("list")
+@click.argument("run", metavar="RUN")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document on standard output.")
+def checkpoints_list(run: str, as_json: bool) -> None:
+    """List the checkpoints of RUN (a name or a run folder), complete or not."""
+    from sparsetrain.launch.checkpoints import list_saved
+
+    list_saved(run, as_json)
+
+
+@checkpoints.command("verify")
+@click.argument("run", metavar="RUN")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document on standard output.")
+def checkpoints_verify(run: str, as_json: bool) -> None:
+    """Read every complete checkpoint of RUN and name what is damaged; exit code 1 when something is."""
+    from sparsetrain.launch.checkpoints import verify_saved
+
+    sys.exit(verify_saved(run, as_json))
+
+
+@checkpoints.command("prune")
+@click.argument("run", metavar="RUN")
+@click.option("--keep", type=click.IntRange(1), default=None, help="How many of the newest stay; default: the job's.")
+@click.option("--best", type=click.IntRange(0), default=None, help="How many of the lowest loss stay beside them.")
+@click.option("--dry-run", is_flag=True, help="Show what would go; remove nothing.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document on standard output.")
+def checkpoints_prune(run: str, keep: int | None, best: int | None, dry_run: bool, as_json: bool) -> None:
+    """Remove the older complete checkpoints of RUN; damaged and unfinished ones stay."""
+    from sparsetrain.launch.checkpoints import prune_saved
+
+    prune_saved(run, keep, best, dry_run, as_json)
+
+
 @cli.command()
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document on standard output.")
 def doctor(as_json: bool) -> None:

@@ -1,5 +1,6 @@
 """The page on classes of one's own holds what it shows."""
 
+import dataclasses
 import pathlib
 import re
 import shutil
@@ -11,6 +12,7 @@ import yaml
 from commands import Desk
 
 from sparsetrain import registry
+from sparsetrain.cli import cli
 from sparsetrain.collective.world import World
 from sparsetrain.config.errors import JobError
 from sparsetrain.config.load import load_job, parse
@@ -62,6 +64,16 @@ def test_the_masks_of_the_page_are_a_job():
     (block,) = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
     masks = parse({"name": "x", "optimizer": "sgd", **yaml.safe_load(block)}).masks
     assert masks.structure.config.rows == 32 and masks.rules == {"*qkv*": 0.8}
+
+
+def test_the_checkpoints_of_the_page_are_a_job_and_its_verbs_exist():
+    text = (pathlib.Path(__file__).parent.parent / "docs/checkpoints.md").read_text()
+    (block,) = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
+    rules = parse({"name": "x", **yaml.safe_load(block)}).checkpoint
+    assert {field.name for field in dataclasses.fields(rules)} == set(yaml.safe_load(block)["checkpoint"])
+    assert set(re.findall(r"^sparsetrain checkpoints (\w+)", text, re.MULTILINE)) == set(
+        cli.commands["checkpoints"].commands
+    )
 
 
 def test_the_couplings_of_the_page_are_removable_units(tmp_path, monkeypatch):

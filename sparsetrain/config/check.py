@@ -6,6 +6,7 @@ from sparsetrain import registry
 from sparsetrain.config.errors import JobError
 from sparsetrain.config.job import Exchange, Job, Masks
 from sparsetrain.config.numbers import interval_of, steps_of
+from sparsetrain.config.url import check_url
 
 
 def check_exchange(exchange: Exchange) -> None:
@@ -150,6 +151,8 @@ def check(job: Job) -> None:
     """Raise JobError, naming the dotted path, where two parts of the job contradict each other."""
     masks, exchange = job.masks, job.exchange
     check_exchange(exchange)
+    if job.checkpoint.url is not None:
+        check_url(job.checkpoint.url)
     if masks is not None:
         check_masks(masks)
     feedback = exchange.error_feedback.name

@@ -184,12 +184,15 @@ class Recovery:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """Whole state of the run, written beside and renamed; `resume` continues from the newest complete one."""
+    """Whole state of the run, written while training goes on; `resume` continues from the newest complete one."""
 
     __pydantic_config__ = STRICT
     every: Count = 0  # steps; 0 writes only the last one
-    keep: Positive = 2
+    keep: Positive = 2  # of the newest
+    best: Count = 0  # of the lowest eval/loss, beside the newest; of those that were evaluated at their step
     resume: bool = True
+    url: str | None = None  # checkpoints go to url/name (s3://, file://, ...); None: into the run folder
+    timeout: Above0 = 300.0  # seconds after which a part, or what is asked of a store, is given up
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -1,19 +1,18 @@
-"""The whole state of a run on disk: safetensors and JSON only, written beside, fsynced, renamed; COMPLETE comes last.
+"""The whole state of a run in files: safetensors and JSON only.
 
 Layout of `step_00000500/`: model, masks, optimizer (one, or one a rank with local steps), residual.rank00000 (with the
-rank's random generators) as .safetensors; state.json; COMPLETE, which holds the digest of every file. A folder without
-COMPLETE is never read, and no file whose digest differs.
+rank's random generators) as .safetensors; state.json; what each rank has written as parts.rank00000.json; COMPLETE,
+which holds the digest of every file of the state and comes last. What has no COMPLETE is never read, and no file whose
+digest differs. Where they lie is a store's affair (see store).
 """
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 import os
 import pathlib
 import re
-import shutil
 from collections.abc import Mapping
 from typing import Annotated
 
@@ -30,7 +29,6 @@ from sparsetrain.config.numbers import Count
 from sparsetrain.engine.optimizer_fields import fields_of
 
 FORMAT = 1
-NAME = re.compile(r"step_[0-9]{8,10}")
 MOST = 1 << 26  # bytes of a file that is read as a text
 Tensors = dict[str, Tensor]
 
@@ -39,24 +37,29 @@ class CheckpointError(RuntimeError):
     """A checkpoint that cannot be read or does not fit the job; the message names the file and the difference."""
 
 
-def folder_of(root: pathlib.Path, step: int) -> pathlib.Path:
-    """Return the folder of the checkpoint after `step` steps."""
-    return root / f"step_{step:08d}"
+def name_of(step: int) -> str:
+    """Return the name of the checkpoint after `step` steps."""
+    return f"step_{step:08d}"
+
+
+def step_of(name: str) -> int | None:
+    """Return the step of a checkpoint's name; None for any other name."""
+    found = re.fullmatch(r"step_([0-9]{8,10})", name)
+    return int(found[1]) if found else None
 
 
 def complete(root: pathlib.Path) -> list[pathlib.Path]:
-    """Return the complete checkpoints under `root`, oldest first."""
-    return sorted(path.parent for path in root.glob("step_*/COMPLETE") if NAME.fullmatch(path.parent.name))
-
-
-def names_of(message: bytes) -> list[str]:
-    """Return the names of checkpoints in what another rank says, without what is none: it must not lead elsewhere."""
-    return [name for name in message.decode(errors="replace").split() if NAME.fullmatch(name)]
+    """Return the complete checkpoints in a folder, oldest first."""
+    found = {path.parent: step_of(path.parent.name) for path in root.glob("step_*/COMPLETE")}
+    return sorted((path for path, step in found.items() if step is not None), key=lambda path: found[path] or 0)
 
 
 def write_tensors(path: pathlib.Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write `tensors` to a safetensors file and force it to the disk."""
-    save_file({key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}, path)
+    """Write `tensors` to a safetensors file and force it to the disk. Raises OSError."""
+    try:
+        save_file({key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}, path)
+    except SafetensorError as error:  # a full disk, say
+        raise OSError(f"{path.name}: {error}") from error
     sync(path)
 
 
@@ -73,25 +76,6 @@ def sync(path: pathlib.Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def publish(unfinished: pathlib.Path, final: pathlib.Path, keep: int) -> None:
-    """Rename a fully written folder to its name, mark it COMPLETE and remove all but the newest `keep`. Rank 0 only."""
-    if final.exists():
-        shutil.rmtree(final)
-    unfinished.rename(final)
-    sync(final.parent)
-    digests = {path.name: digest(path) for path in sorted(final.iterdir())}
-    write_text(final / "COMPLETE", json.dumps({"blake2b": digests}, indent=1))
-    sync(final)
-    for old in complete(final.parent)[:-keep]:
-        remove(old)
-
-
-def remove(folder: pathlib.Path) -> None:
-    """Remove a complete checkpoint. The mark goes first: a half-removed folder is never taken for one."""
-    (folder / "COMPLETE").unlink()
-    shutil.rmtree(folder)
 
 
 def digest(path: pathlib.Path) -> str:
@@ -114,18 +98,6 @@ def read_text(path: pathlib.Path) -> str:
     return path.read_text(encoding="utf-8")
 
 
-def verify(path: pathlib.Path) -> None:
-    """Raise CheckpointError when a checkpoint's file is missing or not the one that COMPLETE names."""
-    try:
-        named = json.loads(read_text(path.parent / "COMPLETE"))["blake2b"]
-        check_file(path)
-        # Ranks without a shared disk have files that rank 0 has not seen.
-        if named.get(path.name, found := digest(path)) != found:
-            raise CheckpointError(f"{path}: is not the file that was saved (its digest is another)")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise CheckpointError(f"{path}: {type(error).__name__}: {error}") from error
-
-
 def read_tensors(path: pathlib.Path) -> Tensors:
     """Return the tensors of a safetensors file. Raises CheckpointError when it is missing or damaged."""
     try:
@@ -133,12 +105,6 @@ def read_tensors(path: pathlib.Path) -> Tensors:
         return load_file(path)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path}: {error}") from error
-
-
-def read_saved(folder: pathlib.Path, name: str) -> Tensors:
-    """Return the tensors of a checkpoint's file after its digest has been compared. Raises CheckpointError."""
-    verify(folder / name)
-    return read_tensors(folder / name)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -159,24 +125,29 @@ class About:
     regimes: list[RegimeName] = dataclasses.field(default_factory=list)  # of each bucket, where they were chosen
     position: Annotated[int, Field(ge=0)] | None = None  # in the data; None: `samples`
     order: Count = 0  # of the data, see Sampler
+    eval_loss: float | None = None  # of the evaluation at this very step
 
 
-def read_about(folder: pathlib.Path) -> About:
-    """Return state.json of a checkpoint. Raises CheckpointError when it is damaged or of another format."""
-    path = folder / "state.json"
-    verify(path)
+def digest_of(weights: Mapping[str, Tensor]) -> str:
+    """Return the 128-bit blake2b digest of named tensors in their order, as hex."""
+    found = hashlib.blake2b(digest_size=16)
+    for name, tensor in weights.items():
+        found.update(name.encode())
+        found.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()
+
+
+def parse_about(text: str, where: str) -> About:
+    """Return what a state.json says. Raises CheckpointError that begins with `where` when it is damaged or of another
+    format."""
     try:
-        about = adapter(About).validate_json(read_text(path), strict=True)
-    except (OSError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{path}: {error}") from error
+        about = adapter(About).validate_json(text, strict=True)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise CheckpointError(f"{path}: {where}: {first['msg']}") from error
+        place = ".".join(str(part) for part in first["loc"])
+        raise CheckpointError(f"{where}: {place}: {first['msg']}") from error
     if about.format != FORMAT:
-        raise CheckpointError(f"{path}: checkpoint format {about.format}, this version reads {FORMAT}")
-    if folder != folder_of(folder.parent, about.step):
-        raise CheckpointError(f"{path}: step {about.step} in the folder of another step")
+        raise CheckpointError(f"{where}: checkpoint format {about.format}, this version reads {FORMAT}")
     return about
 
 

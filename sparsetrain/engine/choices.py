@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from sparsetrain.gradient.decision import Decision
+from sparsetrain.gradient.exchange import GradientExchange
 
 VERSION = 1
 
@@ -49,3 +50,17 @@ def _read(path: pathlib.Path) -> list[dict[str, Any]]:
         return [row for row in found if isinstance(row["exchange"], int)]
     except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return []
+
+
+def named(choice: Sequence[str]) -> str:
+    """Return the regimes of the buckets in words."""
+    return ", ".join(sorted(set(choice)))
+
+
+def undecided(exchange: GradientExchange) -> str:
+    """Return what is to be said where a run ends before its planner has decided; "" where it has, or there is none."""
+    planner = exchange.planner
+    if planner is None or not planner.begun or planner.settled:
+        return ""
+    said = "had not yet decided" if not planner.decisions else "was about to decide anew"
+    return f"exchange: auto {said} after {exchange.step} exchanges; at last it tried {named(exchange.choice())}"

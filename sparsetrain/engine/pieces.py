@@ -16,7 +16,9 @@ from torch import Tensor
 
 from sparsetrain.engine import checkpoint
 from sparsetrain.engine.checkpoint import About, CheckpointError, Tensors
+from sparsetrain.engine.local_store import LocalStore
 from sparsetrain.engine.state import Place, RunState
+from sparsetrain.engine.store import Stored
 from sparsetrain.masks.saved import check_inactive
 
 # Before the names of tensors in a rank's and in the masks' group.
@@ -38,11 +40,13 @@ class Source(Protocol):
 
 @dataclasses.dataclass
 class Pieces:
-    """A state in memory; the tensors are the run's own until `copied`."""
+    """A state in memory; the tensors are the run's own until `copied`. `weights`, where there are any, are those whose
+    digest `told` still lacks."""
 
     told: About
     groups: dict[str, Tensors]
     name: str = "memory"
+    weights: Tensors = dataclasses.field(default_factory=dict)
 
     def about(self) -> About:
         """See Source."""
@@ -56,24 +60,27 @@ class Pieces:
 
     def copied(self) -> Pieces:
         """Return the same with tensors of its own, in the memory of the host."""
-        copies = {group: {key: _copy(t) for key, t in tensors.items()} for group, tensors in self.groups.items()}
-        return dataclasses.replace(self, groups=copies)
+        known: dict[Any, Tensor] = {}  # weights are in a group too: no second copy
+        groups: dict[str, Tensors] = {}
+        for group, tensors in self.groups.items():
+            groups[group] = {key: _copy(tensor) for key, tensor in tensors.items()}
+            known |= {_place(tensor): groups[group][key] for key, tensor in tensors.items()}
+        weights = {key: known[_place(t)] if _place(t) in known else _copy(t) for key, t in self.weights.items()}
+        return dataclasses.replace(self, groups=groups, weights=weights)
+
+    def digested(self) -> Pieces:
+        """Return the same with the digest of the weights."""
+        if not self.weights:
+            return self
+        told = dataclasses.replace(self.told, weights_digest=checkpoint.digest_of(self.weights))
+        return dataclasses.replace(self, told=told, weights={})
 
 
-class Saved:
-    """A checkpoint's folder as a source; every file's digest is compared before it is read."""
+class Saved(Stored):
+    """A checkpoint's folder on this machine as a source."""
 
     def __init__(self, folder: pathlib.Path) -> None:
-        self.folder = folder
-        self.name = str(folder)
-
-    def about(self) -> About:
-        """See Source."""
-        return checkpoint.read_about(self.folder)
-
-    def read(self, group: str) -> Tensors:
-        """See Source."""
-        return checkpoint.read_saved(self.folder, f"{group}.safetensors")
+        super().__init__(LocalStore(folder.parent), folder.name)
 
 
 def own(group: str, rank: int) -> str:
@@ -81,9 +88,10 @@ def own(group: str, rank: int) -> str:
     return f"{group}.rank{rank:05d}"
 
 
-def capture(state: RunState) -> Pieces:
+def capture(state: RunState, digest: bool = True) -> Pieces:
     """Return this rank's part of the state, and what all ranks share. No copies are made, but between two exchanges the
-    model goes back to the last one: the state must then be built anew."""
+    model goes back to the last one: the state must then be built anew. `digest`: of the weights, else the pieces hold
+    what it is to be made of."""
     rank = state.world.rank
     groups: dict[str, Tensors] = {}
     if local := state.update.leave_local():
@@ -114,10 +122,10 @@ def capture(state: RunState) -> Pieces:
         wall_s=state.wall_s,
         dense_steps=state.dense_steps,
         sent_bytes=dict(state.world.transport.meter.sent),
-        weights_digest=state.weights_digest(),
+        weights_digest=state.weights_digest() if digest else "",
         regimes=state.exchange.choice(),
     )
-    return Pieces(told, groups)
+    return Pieces(told, groups, weights={} if digest else {name: p.detach() for name, p in state.parameters.items()})
 
 
 def restore(state: RunState, source: Source) -> None:
@@ -205,3 +213,8 @@ def _mean(parts: list[Tensors]) -> Tensors:
 
 def _copy(tensor: Tensor) -> Tensor:
     return tensor.detach().to("cpu", copy=True)
+
+
+def _place(tensor: Tensor) -> Any:
+    """Return what two tensors have in common only where they are the same."""
+    return tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype

@@ -1,127 +1,226 @@
 """Checkpoints that are written while training goes on: the training thread only copies, a thread of its own writes.
 
-Each rank writes its part beside; who has written says so with its next word (see assent), and when all have, rank 0
-renames the folder and marks it COMPLETE. A part that cannot be written, on a full disk say, leaves that checkpoint out
-with a warning, and training goes on.
+Each rank puts its files into the store; what has become of its oldest one that is open it says with its next word (see
+assent). When all have said so, rank 0 publishes the checkpoint, or drops it where a rank could not write: on a full
+disk say, or to a store that does not answer. That is a warning; training goes on, and the next checkpoint is tried.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import pathlib
 import queue
-import shutil
 import threading
+import time
 from collections.abc import Callable
 
+import torch
+
 from sparsetrain.collective.world import World
+from sparsetrain.config.job import Job
+from sparsetrain.config.load import to_tree
 from sparsetrain.engine import checkpoint
 from sparsetrain.engine.assent import Assent, Word
+from sparsetrain.engine.keeping import Keeper
+from sparsetrain.engine.local_store import LocalStore
 from sparsetrain.engine.pieces import Pieces, capture
 from sparsetrain.engine.state import RunState
+from sparsetrain.engine.store import Part, Store
 
 SHARED = ("model", "masks", "outer", "optimizer")
 
 
 class Saver:
-    """Writes one rank's parts under `root`, in the order in which they come; `say` gets a line about a failure."""
+    """Writes one rank's parts, in the order in which they come; `say` gets a line about a failure."""
 
-    def __init__(self, root: pathlib.Path, keep: int, world: World, assent: Assent, say: Callable[[str], None]) -> None:
-        self.root = root
-        self.keep = keep
+    def __init__(self, store: Store, job: Job, world: World, assent: Assent, say: Callable[[str], None]) -> None:
+        self.store = store
+        self.job = job
+        self.rules = job.checkpoint
         self.world = world
         self.assent = assent
         self.say = say
-        self.open: list[int] = []  # steps of this rank's parts that are not yet part of a checkpoint
+        # Training waits so long for a slow store at most; other ranks wait in a collective meanwhile.
+        self.patience = job.cluster.collective_timeout / 3
+        self.keeper = Keeper(store, job.checkpoint.keep, job.checkpoint.best, say)
+        self.open: list[int] = []  # steps, the same on all ranks, of which it is not yet known what becomes of them
+        self.outcomes: dict[int, bool] = {}  # of steps that are open: whether this rank's part is written
+        self.news = threading.Condition()  # guards the outcomes and the number of works under way
+        self.under_way = 0
         self.queue: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self.thread: threading.Thread | None = None
         self.busy = threading.Semaphore(1)
-        if world.rank == 0:
-            for left in root.glob("step_*.unfinished"):
-                shutil.rmtree(left, ignore_errors=True)
+        self.alone = False  # whether it has been said that other ranks write elsewhere
 
-    def save(self, pieces: Pieces, step: int) -> None:
-        """Begin to write this rank's part of the checkpoint of `step`, after the one before."""
-        # A store that is slower than training holds it up here, so that memory does not grow.
-        self.busy.acquire()
-        self.open.append(step)
+    def save(self, pieces: Pieces, step: int, loss: float | None = None) -> None:
+        """Begin to write this rank's part of the checkpoint of `step`; `loss` is that of an evaluation at that step."""
+        with self.news:
+            self.open.append(step)
+        # A store that is slower than training holds it up here, so that memory does not grow, but not for ever.
+        if not self.busy.acquire(timeout=self.patience):
+            self._failed(step, f"the one before is still being written after {self.patience:g} s more")
+            return
+        loss = loss if loss is not None and math.isfinite(loss) else None
+        pieces = dataclasses.replace(pieces, told=dataclasses.replace(pieces.told, eval_loss=loss))
         if self.world.rank:
-            pieces = dataclasses.replace(pieces, groups={g: t for g, t in pieces.groups.items() if g not in SHARED})
+            own = {group: tensors for group, tensors in pieces.groups.items() if group not in SHARED}
+            pieces = dataclasses.replace(pieces, groups=own, weights={})
         copied = pieces.copied()
         self._later(lambda: self._write(copied, step))
 
     def heard(self) -> None:
-        """Complete on rank 0 what all ranks have said, with their last word, to have written."""
+        """Go on with what all ranks have said with their last word: rank 0 completes what all have written."""
         if self.open and self.assent.words:
-            self._complete(self.assent.words)
+            self._decide(self.assent.words)
 
     def finish(self) -> None:
-        """Return when everything is written and, where all ranks could, complete. Collective."""
+        """Return when everything is written and, where all ranks could, complete. Collective.
+
+        A rank that needs long lets the others know, again and again, that it is there; one that needs longer than
+        `checkpoint.timeout` gives up.
+        """
+        ends = time.monotonic() + self.rules.timeout
+        while self.open:
+            with self.news:
+                self.news.wait_for(self._said, self.patience)
+            if not self._said() and time.monotonic() > ends:
+                self._failed(self.open[0], f"it takes longer than {self.rules.timeout:g} s (checkpoint.timeout)")
+            self._decide(self.assent.gather(float("nan")))
+        ends = time.monotonic() + self.rules.timeout
+        while not self._all_done(self._done_within(self.patience) or time.monotonic() > ends):
+            pass
         self.close()
-        self._complete(self.assent.gather(float("nan")))
-        self.close()
-        self.world.transport.barrier()
+        self.assent.wrote(-1, done=False)  # the run may go back behind what it has said
 
     def close(self) -> None:
-        """Wait until what was begun is written, and end the thread."""
+        """End the thread, when it has done what was begun; one that the store holds up is left to itself."""
         if self.thread is not None:
             self.queue.put(None)
-            self.thread.join()
+            self.thread.join(self.patience)
             self.thread = None
 
-    def _complete(self, words: list[Word]) -> None:
-        until, since = min(word.written for word in words), max(word.unwritten for word in words)
-        decided = [step for step in self.open if step <= until]
-        self.open = [step for step in self.open if step > until]
+    def _decide(self, words: list[Word]) -> None:
+        step = self.open[0]
+        if min(word.written for word in words) < step:
+            return
+        with self.news:
+            self.open.pop(0)
+            self._tell()
         if self.world.rank == 0:
-            for step in decided:
-                self._later(lambda step=step: self._publish(step) if step > since else self._drop(step))
+            lost = max(word.unwritten for word in words) >= step
+            self._later(lambda: self._drop(step) if lost else self._publish(step))
+
+    def _said(self) -> bool:
+        """Return whether this rank has said what became of its oldest part that is open."""
+        return self.assent.own.written >= self.open[0]
+
+    def _tell(self, step: int | None = None, done: bool = True) -> None:
+        """Note what became of a step's part, and say what is known of the oldest one that is open."""
+        with self.news:
+            if step is not None:
+                self.outcomes.setdefault(step, done)
+            if self.open and self.open[0] in self.outcomes:
+                # One at a time: a word has room for the newest step only.
+                self.assent.wrote(self.open[0], self.outcomes.pop(self.open[0]))
+            self.news.notify_all()
+
+    def _failed(self, step: int, why: object) -> None:
+        self.say(f"checkpoint of step {step} is not written: {why}; training goes on, the next one is tried")
+        self._tell(step, done=False)
+
+    def _done_within(self, seconds: float) -> bool:
+        with self.news:
+            return self.news.wait_for(lambda: not self.under_way, seconds)
+
+    def _all_done(self, own: bool) -> bool:
+        flag = torch.tensor([own], dtype=torch.uint8, device=self.world.transport.device)
+        return all(bool(part.item()) for part in self.world.transport.all_gather(flag, "control"))
 
     def _later(self, work: Callable[[], None]) -> None:
         if self.thread is None:
             self.thread = threading.Thread(target=self._main, name="sparsetrain-checkpoint", daemon=True)
             self.thread.start()
+        with self.news:
+            self.under_way += 1
         self.queue.put(work)
 
     def _main(self) -> None:
         while (work := self.queue.get()) is not None:
             work()
+            with self.news:
+                self.under_way -= 1
+                self.news.notify_all()
 
     def _write(self, pieces: Pieces, step: int) -> None:
-        folder = self._unfinished(step)
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            for group, tensors in pieces.groups.items():
-                checkpoint.write_tensors(folder / f"{group}.safetensors", tensors)
-            if self.world.rank == 0:
-                about = dataclasses.asdict(pieces.told)
-                checkpoint.write_text(folder / "state.json", json.dumps(about, indent=1))
-            self.assent.wrote(step)
-        except OSError as error:
-            self.say(f"checkpoint of step {step} is not written: {error}; training goes on, the next one is tried")
-            self.assent.wrote(step, done=False)
+            self._put(pieces.digested(), checkpoint.name_of(step))
+            self._tell(step)
+        except Exception as error:  # else nobody would hear of it before the end
+            self._failed(step, error if isinstance(error, OSError) else f"{type(error).__name__}: {error}")
         finally:
             self.busy.release()
 
+    def _put(self, pieces: Pieces, name: str) -> None:
+        """Put this rank's files, and last a list of them."""
+        rank, parts = self.world.rank, {}
+        texts = {}
+        if rank == 0:
+            texts["state.json"] = json.dumps(dataclasses.asdict(pieces.told), indent=1)
+            texts["job.json"] = json.dumps(to_tree(self.job), indent=1)
+        files = [*(f"{group}.safetensors" for group in pieces.groups), *texts, _list(rank)]
+        self.store.begin(name, rank, files)
+        for group, tensors in pieces.groups.items():
+            file = f"{group}.safetensors"
+            parts[file] = self.store.put(name, file, lambda path, t=tensors: checkpoint.write_tensors(path, t))
+        for file, text in texts.items():
+            parts[file] = self.store.put(name, file, lambda path, t=text: checkpoint.write_text(path, t))
+        listed = json.dumps({file: dataclasses.astuple(part) for file, part in parts.items()}, indent=1)
+        self.store.put(name, _list(rank), lambda path: checkpoint.write_text(path, listed))
+
     def _drop(self, step: int) -> None:
-        shutil.rmtree(self._unfinished(step), ignore_errors=True)
+        try:
+            self.store.drop(checkpoint.name_of(step))
+        except OSError as error:
+            self.say(f"what is there of the checkpoint of step {step} is not removed: {error}")
 
     def _publish(self, step: int) -> None:
-        folder = self._unfinished(step)
+        name, parts = checkpoint.name_of(step), {}
         try:
-            checkpoint.publish(folder, checkpoint.folder_of(self.root, step), self.keep)
-        except OSError as error:
+            for rank in range(self.world.size):
+                text = self.store.peek(name, _list(rank))
+                if text is None and not self.alone:
+                    self.alone = True
+                    self.say(
+                        f"checkpoints in {self.store.name} lack rank {rank}'s parts: it writes elsewhere; "
+                        "checkpoint.url takes a place that all ranks see"
+                    )
+                if text is not None:
+                    parts |= {file: Part(*told) for file, told in json.loads(text).items()}
+            self.store.publish(name, parts)
+        except (OSError, ValueError) as error:
             self.say(f"checkpoint of step {step} is not completed: {error}; training goes on, the next one is tried")
+            self._drop(step)  # on a full disk the next one wants its room
+            return
+        # One that was damaged has been written anew.
+        self.keeper.damaged.discard(name)
+        self.keeper.losses.pop(name, None)
+        try:
+            self.keeper.prune(contents=self.store.near)
+        except OSError as error:
+            self.say(f"older checkpoints are not removed: {error}")
 
-    def _unfinished(self, step: int) -> pathlib.Path:
-        final = checkpoint.folder_of(self.root, step)
-        return final.with_name(final.name + ".unfinished")
+
+def _list(rank: int) -> str:
+    return f"parts.rank{rank:05d}.json"
 
 
 def save(state: RunState, root: pathlib.Path, keep: int = 1) -> pathlib.Path:
     """Write a checkpoint under `root` and return its folder, when it is complete. Collective; falls on exchanges."""
-    saver = Saver(root, keep, state.world, state.update.assent, lambda line: None)
+    rules = dataclasses.replace(state.job.checkpoint, keep=keep, best=0)
+    job = dataclasses.replace(state.job, checkpoint=rules)
+    saver = Saver(LocalStore(root), job, state.world, state.update.assent, lambda line: None)
     saver.save(capture(state), state.step)
     saver.finish()
-    return checkpoint.folder_of(root, state.step)
+    return root / checkpoint.name_of(state.step)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
 import pathlib
 from typing import Any
 
@@ -87,11 +86,7 @@ class RunState:
 
     def weights_digest(self) -> str:
         """Return the blake2b digest of all weights, as hex: equal on all ranks after an exchange."""
-        digest = hashlib.blake2b(digest_size=16)
-        for name, parameter in self.parameters.items():
-            digest.update(name.encode())
-            digest.update(parameter.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
-        return digest.hexdigest()
+        return checkpoint.digest_of(self.parameters)
 
     def sync_masks(self) -> None:
         """Tell the exchange and the update rule which coordinates are active now."""

@@ -6,7 +6,7 @@ import contextlib
 import math
 import pathlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor
 from sparsetrain.collective.world import World
 from sparsetrain.config.check import advice
 from sparsetrain.config.job import Job
-from sparsetrain.engine.choices import Choices
+from sparsetrain.engine.choices import Choices, named, undecided
 from sparsetrain.engine.dump import dump
 from sparsetrain.engine.evaluate import evaluate
 from sparsetrain.engine.learning_rate import factor_at
@@ -26,6 +26,7 @@ from sparsetrain.engine.rollback import Spikes
 from sparsetrain.engine.rows import figures, sinks
 from sparsetrain.engine.saver import Saver
 from sparsetrain.engine.state import RunState, build
+from sparsetrain.engine.store import open_store
 from sparsetrain.engine.update import Updated, gradient
 from sparsetrain.engine.window import Window
 from sparsetrain.gradient.handover import hand_over
@@ -82,7 +83,6 @@ class Trainer:
         self.job = state.job
         self.world = state.world
         self.folder = folder
-        self.checkpoints = folder / "checkpoints"
         self.log = log
         self.show = show or (lambda row: log(format_row(row)))
         self.recovers = recovers and state.world.size > 1
@@ -101,7 +101,7 @@ class Trainer:
         self.spikes = Spikes(self.job.train.spike)
         self.spiked = False
         self.calm = 0  # the last step whose loss was as usual
-        self.saver = Saver(self.checkpoints, self.job.checkpoint.keep, self.world, state.update.assent, log)
+        self.saver = Saver(open_store(self.job, folder), self.job, self.world, state.update.assent, log)
 
     def run(self, resumes: bool = True) -> dict[str, Any]:
         """Train until the last step, or until a rank asks for another world (then the result says "paused"); evaluate,
@@ -109,7 +109,7 @@ class Trainer:
         state, job = self.state, self.job
         if resumes:
             if self.job.checkpoint.resume:
-                resume(state, self.checkpoints, self.log)
+                resume(state, self.saver.keeper, self.log)
             self.recorded = state.step
             self.check_replicas()
         if state.masks is not None and state.masks.waits:
@@ -132,7 +132,8 @@ class Trainer:
         if state.step < job.train.steps:
             hand_over(state.exchange, self.world, assent.leaving)
             return {"paused": True, "steps": state.step}
-        self._say_undecided()
+        if said := undecided(state.exchange):
+            self.log(said)
         if not self.evaluation:
             self._evaluate()
         return {
@@ -209,16 +210,18 @@ class Trainer:
         done = state.step == job.train.steps
         state.wall_s = time.perf_counter() - self.began
         row: dict[str, float] = {}
+        loss: float | None = None  # of the weights as they are now
         if report and report.rewound:
             row.update(self.evaluation)
         elif done or state.step % job.train.evaluate_every == 0:
             row.update(self._evaluate())
+            loss = row.get("eval/loss")
         if done or row or report or state.step % job.log.every == 0:
             self._record(row, report)
         due = job.checkpoint.every and state.step % job.checkpoint.every == 0
         if (done or due) and not self.spiked:
             with self.window.span("checkpoint"):
-                self.saver.save(capture(state), state.step)
+                self.saver.save(capture(state, digest=False), state.step, loss)
         self.recorded = state.step
 
     def _open(self) -> None:
@@ -235,16 +238,7 @@ class Trainer:
             self.log(f"note: {line}")
         planner = state.exchange.planner
         if planner is not None and planner.begun:
-            self.log(f"exchange: auto goes on with {_named(state.exchange.choice())}")
-
-    def _say_undecided(self) -> None:
-        exchange = self.state.exchange
-        planner = exchange.planner
-        if planner is not None and planner.begun and not planner.settled:
-            said = "had not yet decided" if not planner.decisions else "was about to decide anew"
-            self.log(
-                f"exchange: auto {said} after {exchange.step} exchanges; at last it tried {_named(exchange.choice())}"
-            )
+            self.log(f"exchange: auto goes on with {named(state.exchange.choice())}")
 
     def close(self, status: str) -> None:
         """End the sinks and the threads. Collective."""
@@ -332,7 +326,7 @@ class Trainer:
         if order >= self.job.train.rollbacks:
             self.log(f"{said}; train.rollbacks are used up")
             self.spikes = Spikes(0.0)
-        elif not resume(state, self.checkpoints, self.log, until=self.calm):
+        elif not resume(state, self.saver.keeper, self.log, until=self.calm):
             self.log(f"{said}, but there is no checkpoint to go back to")
             self.spikes = Spikes(self.job.train.spike)
         else:
@@ -341,9 +335,6 @@ class Trainer:
             self.log(f"{said}: back at step {state.step}, with other data")
             self.tracker.close("finished")
             if self.world.rank == 0:
-                drop_after(self.checkpoints, state.step)
+                with contextlib.suppress(OSError):  # they lie ahead, and are written over
+                    drop_after(self.saver.keeper, state.step)
             self._open()
-
-
-def _named(choice: Sequence[str]) -> str:
-    return ", ".join(sorted(set(choice)))

@@ -20,7 +20,7 @@ from sparsetrain.launch.ray_driver import run_on_ray
 from sparsetrain.launch.show import progress
 from sparsetrain.launch.signals import Stop, Stopped, listening
 from sparsetrain.launch.supervisor import Progress
-from sparsetrain.worker import existing, record
+from sparsetrain.worker import existing, record, stored
 
 Start = Callable[[Job, pathlib.Path, Progress], dict[str, Any]]
 Shown = Callable[[Job, TextIO, Stop], contextlib.AbstractContextManager[Progress]]
@@ -65,8 +65,10 @@ def run_job(job: Job, options: Options | None = None) -> int:
     jobs = [*against_jobs(job, options.against), job]
     refuse_same(jobs)
     for each in jobs:
-        if not options.fresh:
-            existing.finished(each, record.run_folder(each))  # refuse before the first one starts
+        folder = record.run_folder(each)
+        # Refuse before the first one starts.
+        if options.fresh or not existing.finished(each, folder):
+            stored.refuse(each, folder, options.fresh)
     ended: list[Ended] = []
     for each in jobs:
         ended.append(run_one(each, options))
@@ -82,6 +84,8 @@ def resume_run(name: str, overrides: tuple[str, ...], options: Options) -> int:
     job = load_job(str(folder / "job.yaml"), (*overrides, "checkpoint.resume=true"))
     if record.run_folder(job) != folder:
         # The folder was moved, or the run was started from elsewhere: go on where it lies.
+        if job.checkpoint.url is not None and folder.name != job.name:
+            raise JobError(f"name: {folder} was called {job.name}, and so are its checkpoints in {job.checkpoint.url}")
         tree = to_tree(job)
         job = parse({**tree, "name": folder.name, "log": {**tree["log"], "folder": str(folder.parent)}})
     return run_job(job, options)

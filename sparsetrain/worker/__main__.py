@@ -14,7 +14,7 @@ from typing import Any
 
 from sparsetrain.config.errors import JobError
 from sparsetrain.config.load import load_job
-from sparsetrain.worker import existing, record
+from sparsetrain.worker import existing, record, stored
 from sparsetrain.worker.environment import Place, from_environment
 from sparsetrain.worker.main import check_size
 from sparsetrain.worker.session import Session
@@ -32,6 +32,7 @@ def run(arguments: list[str], say: Callable[[str], None]) -> int:
     if existing.finished(job, folder):
         say(f"{job.name}: already finished ({folder})")
         return 0
+    stored.refuse(job, folder, fresh=False)
     who = f"rank {place.rank} on {place.node}"
     with record.held(folder) if place.rank == 0 else contextlib.nullcontext():
         if place.rank == 0:

@@ -123,8 +123,8 @@ def test_only_folders_that_a_run_names_are_checkpoints(tmp_path):
 
 
 def test_another_rank_cannot_name_a_folder_elsewhere():
-    said = b"step_00000003 ../step_00000004 /tmp/step_00000005 step_00000006/.. \xff step_00000007"
-    assert checkpoint.names_of(said) == ["step_00000003", "step_00000007"]
+    said = ("step_00000003", "../step_00000004", "/tmp/step_00000005", "step_00000006/..", "\ufffd", "step_00000007")
+    assert [checkpoint.step_of(name) for name in said] == [3, None, None, None, None, 7]
 
 
 def test_the_run_goes_on_from_what_it_has_refused_to_read(saved):

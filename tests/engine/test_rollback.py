@@ -7,6 +7,7 @@ from small import job
 
 from sparsetrain.collective.world import World
 from sparsetrain.engine import checkpoint
+from sparsetrain.engine.pieces import Saved
 from sparsetrain.engine.rollback import KNOWN, Spikes
 from sparsetrain.engine.state import build
 from sparsetrain.engine.trainer import Trainer
@@ -52,7 +53,7 @@ def test_the_run_goes_back_and_takes_other_data(tmp_path):
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [row["train/step"] for row in rows] == list(range(1, 13))
     assert max(row["train/loss"] for row in rows) < 10
-    saved = checkpoint.read_about(checkpoint.complete(tmp_path / "checkpoints")[-1])
+    saved = Saved(checkpoint.complete(tmp_path / "checkpoints")[-1]).about()
     assert (saved.step, saved.order) == (12, 1)
 
 

@@ -11,8 +11,9 @@ from small import job, run_and_die
 
 from sparsetrain.collective.world import World
 from sparsetrain.engine import checkpoint
-from sparsetrain.engine.pieces import Saved, restore
-from sparsetrain.engine.saver import save
+from sparsetrain.engine.local_store import LocalStore
+from sparsetrain.engine.pieces import Saved, capture, restore
+from sparsetrain.engine.saver import Saver
 from sparsetrain.engine.state import build
 from sparsetrain.engine.trainer import NotFinite, Trainer, train
 
@@ -254,9 +255,13 @@ def test_pretrained_weights_are_taken_by_name(tmp_path):
 
 def test_saving_leaves_no_trace_of_an_unfinished_checkpoint(tmp_path):
     state = build(job(), World())
-    (tmp_path / "step_00000009.unfinished").mkdir()
-    assert save(state, tmp_path).name == "step_00000000"
-    assert [path.name for path in tmp_path.iterdir()] == ["step_00000000"]
+    for left in ("step_00000002.unfinished", "step_00000009.unfinished"):
+        (tmp_path / left).mkdir()
+    saver = Saver(LocalStore(tmp_path), job("checkpoint.keep=1"), World(), state.update.assent, quiet)
+    saver.save(capture(state), 5)
+    saver.finish()
+    # Of a later step a user might want something, until there is a newer one.
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step_00000005", "step_00000009.unfinished"]
 
 
 def test_accumulation_equals_a_larger_batch(tmp_path):

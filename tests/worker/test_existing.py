@@ -6,7 +6,7 @@ import pathlib
 import pytest
 
 from sparsetrain.config.errors import JobError
-from sparsetrain.config.job import Job
+from sparsetrain.config.job import Job, Workers
 from sparsetrain.config.load import parse
 from sparsetrain.worker import existing, record
 
@@ -74,7 +74,7 @@ def test_resume_switched_off_does_not_write_over_a_run(job: Job) -> None:
 def test_where_a_run_goes_may_change(job: Job) -> None:
     folder = record.run_folder(job)
     record.begin(job, folder, {})
-    moved = dataclasses.replace(job, cluster=dataclasses.replace(job.cluster, workers=4))
+    moved = dataclasses.replace(job, cluster=dataclasses.replace(job.cluster, workers=Workers(min=4, max=4)))
     assert not existing.finished(moved, folder)
 
 

@@ -178,7 +178,7 @@ def test_every_row_is_written_once(tmp_path, who):
     with Company(tmp_path, *options("sgd")) as company:
         for number in range(3):
             fault = (
-                Fault("recorded", 6) if number == who else Fault("record", 6, dies=False) if number == other else None
+                Fault("recorded", 6) if number == who else Fault("recorded", 6, dies=False) if number == other else None
             )
             company.hire(number, fault)
         said = company.group(0, 1, 2)
