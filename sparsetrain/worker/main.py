@@ -29,6 +29,8 @@ AGENT_STORE = "TORCHELASTIC_USE_AGENT_STORE"  # torchrun's agent serves the stor
 
 def check_size(job: Job, place: Place) -> Job:
     """Return the job with `cluster.workers` as the launcher started them: what was started is what counts."""
+    if job.cluster.workers.min <= place.size <= job.cluster.workers.max:
+        return job
     started = Workers(min=place.size, max=place.size)
     return dataclasses.replace(job, cluster=dataclasses.replace(job.cluster, workers=started))
 

@@ -31,3 +31,5 @@ def test_the_launcher_decides_the_number_of_workers() -> None:
     job = parse({"name": "one", "cluster": {"workers": 2}})
     assert main.check_size(job, Place(rank=0, size=3, master_port=1)).cluster.workers.max == 3
     assert main.check_size(job, Place(rank=0, size=2, master_port=1)) is job
+    span = parse({"name": "one", "cluster": {"workers": {"min": 1, "max": 4}}})
+    assert main.check_size(span, Place(rank=0, size=3, master_port=1)) is span
