@@ -155,7 +155,6 @@ class Company:
         self.folder = folder
         self.overrides = overrides
         self.context = multiprocessing.get_context("forkserver")
-        self.context.set_forkserver_preload(["company", "sparsetrain.engine.rejoin"])  # torch takes seconds to import
         self.processes: dict[int, Any] = {}
         self.pipes: dict[int, Any] = {}
         self.steps: dict[int, Any] = {}

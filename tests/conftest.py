@@ -1,5 +1,6 @@
 """What every test shares: quiet W&B, one thread, and no process left behind."""
 
+import multiprocessing
 import os
 import pathlib
 import shutil
@@ -13,6 +14,8 @@ from commands import Desk
 os.environ.setdefault("WANDB_MODE", "offline")
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 torch.set_num_threads(1)
+# Ranks of tests are forked from a process that has imported everything: torch takes seconds.
+multiprocessing.get_context("forkserver").set_forkserver_preload(["company"])
 # The time of one example says more about the machine than about the code.
 hypothesis.settings.register_profile("sparsetrain", deadline=None)
 hypothesis.settings.load_profile("sparsetrain")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import io
 import multiprocessing
+import os
 import pathlib
 import tempfile
 import traceback
@@ -18,7 +19,8 @@ from sparsetrain.collective.torch_dist import TorchTransport
 from sparsetrain.collective.world import World
 
 
-def _main(rank: int, size: int, meet: str, body: Callable[[World], Any], queue: Any) -> None:
+def _main(rank: int, size: int, meet: str, body: Callable[[World], Any], queue: Any, env: dict[str, str]) -> None:
+    os.environ.update(env)  # the server that forks knows that of its own start
     torch.set_num_threads(1)
     dist.init_process_group(
         "gloo",
@@ -46,9 +48,10 @@ def gloo_ranks(size: int, body: Callable[[World], Any], seconds: float = 60) -> 
 
 
 def _together(size: int, meet: str, body: Callable[[World], Any], seconds: float) -> list[Any]:
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
     queue = context.Queue()
-    processes = [context.Process(target=_main, args=(rank, size, meet, body, queue)) for rank in range(size)]
+    env = dict(os.environ)
+    processes = [context.Process(target=_main, args=(rank, size, meet, body, queue, env)) for rank in range(size)]
     for process in processes:
         process.start()
     try:
