@@ -3,10 +3,14 @@
 Each rank writes its part beside; who has written says so with its next word (see assent), and when all have, rank 0
 renames the folder and marks it COMPLETE. A part that cannot be written, on a full disk say, leaves that checkpoint out
 with a warning, and training goes on.
+
+Workers that were cut off, or stopped, may come back when others have taken over: each group of ranks writes beside
+under its own name, and only the newest one completes.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import pathlib
@@ -21,6 +25,7 @@ from sparsetrain.engine.assent import Assent, Word
 from sparsetrain.engine.pieces import Pieces, capture
 from sparsetrain.engine.state import RunState
 
+NEWEST = "generation"  # a file that names the newest group
 SHARED = ("model", "masks", "outer", "optimizer")
 
 
@@ -40,6 +45,8 @@ class Saver:
         if world.rank == 0:
             for left in root.glob("step_*.unfinished"):
                 shutil.rmtree(left, ignore_errors=True)
+            if world.generation:
+                self._take_over()
 
     def save(self, pieces: Pieces, step: int) -> None:
         """Begin to write this rank's part of the checkpoint of `step`, after the one before."""
@@ -109,6 +116,10 @@ class Saver:
 
     def _publish(self, step: int) -> None:
         folder = self._unfinished(step)
+        if self._late():
+            self.say(f"checkpoint of step {step} is not completed: another group of workers has taken over")
+            self._drop(step)
+            return
         try:
             checkpoint.publish(folder, checkpoint.folder_of(self.root, step), self.keep)
         except OSError as error:
@@ -116,7 +127,23 @@ class Saver:
 
     def _unfinished(self, step: int) -> pathlib.Path:
         final = checkpoint.folder_of(self.root, step)
-        return final.with_name(final.name + ".unfinished")
+        own = f".{self.world.generation}" if self.world.generation else ""
+        return final.with_name(f"{final.name}{own}.unfinished")
+
+    def _take_over(self) -> None:
+        with contextlib.suppress(OSError):  # then nothing can be saved there either, and that is said
+            self.root.mkdir(parents=True, exist_ok=True)
+            beside = self.root / f"{NEWEST}.{self.world.generation}"
+            beside.write_text(self.world.generation, encoding="utf-8")
+            beside.replace(self.root / NEWEST)
+
+    def _late(self) -> bool:
+        """Return whether another group has taken over since this one began."""
+        try:
+            newest = (self.root / NEWEST).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError):
+            return False
+        return bool(self.world.generation) and newest != self.world.generation
 
 
 def save(state: RunState, root: pathlib.Path, keep: int = 1) -> pathlib.Path:

@@ -17,7 +17,7 @@ from sparsetrain.config.errors import JobError
 from sparsetrain.config.job import Job
 from sparsetrain.launch.failure import Failure, RunFailed, root_cause
 from sparsetrain.launch.policy import FailurePolicy, Incident
-from sparsetrain.launch.ray_group import Member, RayGroup, gone
+from sparsetrain.launch.ray_group import ANSWER, Member, RayGroup, gone
 from sparsetrain.launch.ray_pulse import Pulse
 from sparsetrain.worker import record
 
@@ -90,8 +90,9 @@ class Supervisor:
                 return outcome.result
             self._heal(outcome)
 
-    def _gather(self) -> None:
-        """Take in who waits until there are enough. Raises JobError when they do not come in time."""
+    def _gather(self, loss: Failure | None = None) -> None:
+        """Take in who waits until there are enough. Raises JobError when they do not come in time, RunFailed where it
+        is a `loss` that they were to make up for."""
         limit = self.job.cluster.start_timeout
         deadline = time.monotonic() + limit
         need = self.workers.min
@@ -106,7 +107,10 @@ class Supervisor:
             self.progress.check()
             if time.monotonic() > deadline:
                 up = len(self.members) + len(self.waiting)
-                raise JobError(f"cluster.start_timeout: {up} of {need} workers were up after {limit:g} s")
+                short = f"cluster.start_timeout: {up} of {need} workers were up after {limit:g} s"
+                if loss is not None:
+                    raise RunFailed(loss, f"{loss.line()} [{short}]")
+                raise JobError(short)
             self.group.recruit()
             time.sleep(POLL / 5)
 
@@ -156,7 +160,8 @@ class Supervisor:
         for member in calls.values():
             if not any(failure.rank == member.rank for failure in outcome.failures):
                 outcome.failures.append(member.failure("does not answer (stopped, or its host hangs)"))
-        self._show()
+        if not any(failure.rank == 0 and failure.kind == "died" for failure in outcome.failures):
+            self._show(ANSWER)
         return outcome
 
     def _take(self, member: Member, answer: Any, outcome: Outcome) -> None:
@@ -227,7 +232,10 @@ class Supervisor:
             self._pause(decision.wait_s)
         for member in self.members:
             member.was = member.rank
-        self._gather()
+        if failures or leaving:
+            self._gather(root_cause(failures) if failures else leaving[0].failure("left"))
+        else:
+            self._gather()
         self.healing = {
             "at": time.time(),
             "cause": decision.why,
@@ -254,8 +262,8 @@ class Supervisor:
             self.progress.check()
             time.sleep(min(POLL, left))
 
-    def _show(self) -> None:
-        lines, rows = self.group.news(self.members[0])
+    def _show(self, patience: float = 0.0) -> None:
+        lines, rows = self.group.news(self.members[0], patience)
         for line in lines:
             self.progress.line(line)
         for row in rows:

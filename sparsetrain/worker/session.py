@@ -87,7 +87,12 @@ class Session:
         with process_group(job, place, device, self.around.log, listener, connections):
             transport = TorchTransport(device, connections=connections) if place.size > 1 else Alone(device)
             world = World(
-                rank=place.rank, size=place.size, local_rank=place.local_rank, node=place.node, transport=transport
+                rank=place.rank,
+                size=place.size,
+                local_rank=place.local_rank,
+                node=place.node,
+                generation=place.generation,
+                transport=transport,
             )
             former, self.trainer = self.trainer, None
             watch = threading.Thread(target=self._watch, args=(connections, ended), daemon=True)
