@@ -105,13 +105,13 @@ def test_a_run_shrinks_when_a_node_dies_and_grows_when_one_comes(four: Cluster) 
 
 
 def test_a_loss_that_nobody_makes_up_for_ends_the_run_and_is_named(four: Cluster) -> None:
-    run = begun(four, "noroom", 3, 100, "cluster.start_timeout=5")
+    run = begun(four, "noroom", 3, 100, "cluster.start_timeout=12")
     host = four.at(run, 1)
     four.hosts.kill(host)
-    assert run.end(40) == 1
+    assert run.end(60) == 1
     line = run.said()[run.said().rindex("rank 1 on ") :].split("\n")[0]
     assert line.startswith(f"rank 1 on node{host} (node ") and "its process is gone" in line
-    assert line.endswith("[cluster.start_timeout: 2 of 3 workers were up after 5 s]")
+    assert line.endswith("[cluster.start_timeout: 2 of 3 workers were up after 12 s]")
     assert four.desk.run_json("noroom")["status"] == "failed"
 
 
@@ -176,7 +176,7 @@ def test_ranks_that_cannot_meet_end_the_run(four: Cluster) -> None:
 
 @longer
 def test_a_driver_that_is_cut_off_says_whom_it_lost(four: Cluster) -> None:
-    run = begun(four, "alone", 2, 100, "cluster.start_timeout=5")
+    run = begun(four, "alone", 2, 100, "cluster.start_timeout=15")
     four.hosts.cut(0)
     began = time.monotonic()
     assert run.end(60) == 1
