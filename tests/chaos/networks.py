@@ -48,19 +48,15 @@ class Cluster:
         """Return the environment of all programs in the hosts."""
         return {**self.desk.env(), **HEALTH, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": self.token}
 
-    def program(
-        self, host: int, *arguments: str, to: pathlib.Path, env: dict[str, str] | None = None
-    ) -> subprocess.Popen[str]:
+    def program(self, host: int, *arguments: str, to: pathlib.Path) -> subprocess.Popen[str]:
         """Start `python -m ...` in a host, in the desk's folder; what it prints goes to the file `to`."""
         inside = ["unshare", "--uts", "sh", "-c", IN_HOST, "sh", f"node{host}", str(self.desk.folder)]
         with to.open("w") as file:
             program = [*inside, sys.executable, "-m", *arguments]
-            return self.hosts.start(
-                host, program, env={**self.env(), **(env or {})}, stdout=file, stderr=subprocess.STDOUT
-            )
+            return self.hosts.start(host, program, env=self.env(), stdout=file, stderr=subprocess.STDOUT)
 
-    def node(self, host: int, env: dict[str, str] | None = None) -> None:
-        """Start the Ray node of a host, with `env` beside the usual environment; the head is up when this returns."""
+    def node(self, host: int) -> None:
+        """Start the Ray node of a host; the head is up when this returns."""
         if host:
             where = ["--address", f"{self.hosts.address(0)}:{PORT}", "--num-cpus=1"]
         else:
@@ -69,7 +65,7 @@ class Cluster:
         where += ["--node-ip-address", self.hosts.address(host), f"--temp-dir={self.desk.temporary}/{host}"]
         log = self.desk.folder / f"node{host}.txt"
         limits = ("--block", f"--object-store-memory={STORE}", "--disable-usage-stats")
-        self.nodes[host] = node = self.program(host, "ray.scripts.scripts", "start", *where, *limits, to=log, env=env)
+        self.nodes[host] = node = self.program(host, "ray.scripts.scripts", "start", *where, *limits, to=log)
         if not host:
             wait(lambda: "Ray runtime started" in log.read_text() or node.poll() is not None)
             assert node.poll() is None, log.read_text()

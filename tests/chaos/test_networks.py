@@ -187,26 +187,6 @@ def test_a_driver_that_is_cut_off_says_whom_it_lost(four: Cluster) -> None:
 
 
 @longer
-def test_a_clock_that_jumps_changes_nothing(four: Cluster) -> None:
-    found = sorted(pathlib.Path("/usr/lib").glob("*/faketime/libfaketime.so.1"))
-    library = os.environ.get("SPARSETRAIN_FAKETIME") or next(map(str, found), None)
-    if library is None:
-        pytest.skip("libfaketime is not installed (or named by SPARSETRAIN_FAKETIME)")
-    clock = four.desk.folder / "clock"
-    clock.write_text("+0")
-    four.hosts.kill(3)
-    faked = {"LD_PRELOAD": library, "FAKETIME_TIMESTAMP_FILE": str(clock), "FAKETIME_NO_CACHE": "1"}
-    four.node(3, {**faked, "FAKETIME_DONT_FAKE_MONOTONIC": "1"})
-    run = begun(four, "clock", 3, 30)
-    clock.write_text("+1h")
-    told("a worker's clock an hour ahead", run.onward())
-    clock.write_text("-1d")
-    told("a worker's clock a day behind", run.onward())
-    run.right(30, 3 * BATCH)
-    four.hosts.kill(3)
-
-
-@longer
 def test_workers_end_when_the_head_and_the_driver_are_gone(tmp_path: pathlib.Path) -> None:
     if reason := missing():
         pytest.skip(reason)
