@@ -96,7 +96,7 @@ class Cluster:
             with contextlib.suppress(HostsUnavailable):  # then none was lost
                 self.hosts.lose(host, 0)
         self.hosts.reshape("none")
-        wait(lambda: not any(self.workers(host) for host in range(self.hosts.count)), 20)
+        wait(lambda: not any(self.workers(host) for host in range(self.hosts.count)), 60)
 
     def at(self, run: Run, rank: int) -> int:
         """Return the host of a rank."""
@@ -189,10 +189,15 @@ def wait(until: Callable[[], bool], patience: float = 60, said: Callable[[], str
         time.sleep(0.1)
 
 
+def mine() -> list[str]:
+    """Return the namespaces that this process has made."""
+    return [name for name in namespaces.names() if name.startswith(f"st{os.getpid()}x")]
+
+
 @contextlib.contextmanager
 def cluster(folder: pathlib.Path, count: int) -> Generator[Cluster]:
     """Hold a cluster of `count` hosts, the head's included; no process, namespace or file of it is left afterwards."""
-    desk = Desk(folder)
+    desk, before = Desk(folder), set(mine())
     try:
         with Hosts(count=count) as hosts:
             made = Cluster(desk, hosts)
@@ -200,6 +205,6 @@ def cluster(folder: pathlib.Path, count: int) -> Generator[Cluster]:
             made.whole()
             yield made
         assert desk.left() == {}
-        assert [name for name in namespaces.names() if name.startswith(f"st{os.getpid()}x")] == []
+        assert set(mine()) == before
     finally:
         shutil.rmtree(desk.temporary, ignore_errors=True)
