@@ -16,6 +16,7 @@ import shutil
 import signal
 import subprocess
 import threading
+import time
 import types
 from collections.abc import Generator, Mapping, Sequence
 from typing import IO, Any
@@ -72,7 +73,7 @@ class Hosts:
         if not 1 <= count <= MOST:
             raise ValueError(f"count {count}: want 1 to {MOST} hosts")
         self.count = count
-        self._rate = None if rate is None else links.parse_rate(rate)
+        self._rates = [None if rate is None else links.parse_rate(rate)] * count
         self._delay_us = None if delay is None else links.parse_delay(delay)
         self._prefix = ""
         self._processes: list[subprocess.Popen[str]] = []
@@ -144,19 +145,53 @@ class Hosts:
             received_packets=received["packets"],
         )
 
-    def reshape(self, rate: str) -> None:
-        """Give all links another rate, as links.parse_rate reads it, while programs go on; delays stay.
+    def reshape(self, rate: str, host: int | None = None) -> None:
+        """Give all links, or that of `host`, another rate, as links.parse_rate reads it, while programs go on.
 
+        Delays stay.
         Packets that wait in a queue are lost, as on a link that fails for a moment; TCP sends them again.
         """
         wanted = links.parse_rate(rate)
-        self._name(0)
-        for host in range(self.count):
-            for name, interface, delay in self._ends(host):
-                if self._rate is not None or delay is not None:
+        self._name(0 if host is None else host)
+        for each in range(self.count) if host is None else [host]:
+            for name, interface, delay in self._ends(each):
+                if self._rates[each] is not None or delay is not None:
                     links.unshape(name, interface)
                 links.shape(name, interface, wanted, delay)
-        self._rate = wanted
+            self._rates[each] = wanted
+
+    def cut(self, host: int) -> None:
+        """Take a host from the network, as if its cable were pulled; its programs go on."""
+        command("ip", "-n", self._name(host), "link", "set", self.interface, "down")
+
+    def mend(self, host: int) -> None:
+        """Put a host that was cut back on the network, and return when packets pass."""
+        links.bring_up(self._name(host), self.interface)
+        links.wait_until_up(self._name(host), self.interface)
+
+    def lose(self, host: int, percent: int, source: int | None = None) -> None:
+        """Let a host lose this share of the packets that come to it, from the host `source` alone where it is given, at
+        random; 0 loses none any more. What was said before counts no more.
+
+        Raises HostsUnavailable where this machine's nftables cannot do it.
+        """
+        name, sender = self._name(host), None if source is None else self.address(source)
+        try:
+            links.lose(name, self.interface, percent, sender)
+        except (CommandFailed, FileNotFoundError) as error:
+            raise HostsUnavailable(f"packets cannot be lost: {error}") from error
+
+    def inside(self, host: int) -> set[int]:
+        """Return the ids of the processes in a host."""
+        return namespaces.inside([self._name(host)])
+
+    def kill(self, host: int) -> None:
+        """End all programs in a host at once, as if its power were gone; the network stays."""
+        deadline = time.monotonic() + namespaces.GRACE_S
+        while (found := self.inside(host)) and time.monotonic() < deadline:  # some may just be starting others
+            for pid in found:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
 
     def start(
         self,
@@ -206,7 +241,7 @@ class Hosts:
             links.bring_up(name, "lo")
             links.connect(name, self.interface, f"{self.address(host)}/{NETWORK.prefixlen}", hub, BRIDGE, port)
             for end, interface, delay in self._ends(host):
-                links.shape(end, interface, self._rate, delay)
+                links.shape(end, interface, self._rates[host], delay)
         links.bring_up(hub, "lo")
         for host in range(self.count):
             links.wait_until_up(self._name(host), self.interface)

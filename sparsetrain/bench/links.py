@@ -6,6 +6,7 @@ A token bucket (tc tbf) stands at both ends of each cable, so a host neither sen
 from __future__ import annotations
 
 import re
+import shutil
 import time
 
 from sparsetrain.bench.namespaces import CommandFailed, command
@@ -84,6 +85,26 @@ def shape(namespace: str, interface: str, rate: int | None, delay_us: int | None
 def unshape(namespace: str, interface: str) -> None:
     """Take rate and delay from an interface that has one of them."""
     command("tc", "-n", namespace, "qdisc", "del", "dev", interface, "root")
+
+
+def lose(namespace: str, interface: str, percent: int, sender: str | None = None) -> None:
+    """Drop this share of the packets that come in over an interface, of those from the address `sender` where it is
+    given; 0 drops none. Raises ValueError, CommandFailed, FileNotFoundError without nft."""
+    if not 0 <= percent <= 100:
+        raise ValueError(f"percent {percent}: want 0 to 100")
+    if shutil.which("nft") is None:
+        raise FileNotFoundError("the command `nft` is missing (package nftables)")
+    nft, table = ("ip", "netns", "exec", namespace, "nft"), ("netdev", "lossy")
+    command(*nft, "add", "table", *table)
+    command(*nft, "delete", "table", *table)
+    if percent:
+        which = [] if sender is None else ["ip", "saddr", sender]
+        if percent < 100:
+            which += ["numgen", "random", "mod", "100", "<", str(percent)]
+        hook = f"{{ type filter hook ingress device {interface} priority 0; }}"
+        command(*nft, "add", "table", *table)
+        command(*nft, "add", "chain", *table, "in", hook)
+        command(*nft, "add", "rule", *table, "in", *which, "drop")
 
 
 def whole_packets(namespace: str, interface: str, burst: int) -> None:

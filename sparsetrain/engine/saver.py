@@ -23,6 +23,7 @@ from sparsetrain.config.job import Job
 from sparsetrain.config.load import to_tree
 from sparsetrain.engine import checkpoint
 from sparsetrain.engine.assent import Assent, Word
+from sparsetrain.engine.fence import Fence
 from sparsetrain.engine.keeping import Keeper
 from sparsetrain.engine.local_store import LocalStore
 from sparsetrain.engine.pieces import Pieces, capture
@@ -35,8 +36,17 @@ SHARED = ("model", "masks", "outer", "optimizer")
 class Saver:
     """Writes one rank's parts, in the order in which they come; `say` gets a line about a failure."""
 
-    def __init__(self, store: Store, job: Job, world: World, assent: Assent, say: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        store: Store,
+        job: Job,
+        world: World,
+        assent: Assent,
+        say: Callable[[str], None],
+        fence: Fence | None = None,
+    ) -> None:
         self.store = store
+        self.fence = fence
         self.job = job
         self.rules = job.checkpoint
         self.world = world
@@ -187,6 +197,9 @@ class Saver:
 
     def _publish(self, step: int) -> None:
         name, parts = checkpoint.name_of(step), {}
+        if self.fence is not None and self.fence.late():
+            self.say(f"checkpoint of step {step} is not completed: another group of workers has taken over")
+            return
         try:
             for rank in range(self.world.size):
                 text = self.store.peek(name, _list(rank))

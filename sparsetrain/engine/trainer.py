@@ -18,6 +18,7 @@ from sparsetrain.config.job import Job
 from sparsetrain.engine.choices import Choices, named, undecided
 from sparsetrain.engine.dump import dump
 from sparsetrain.engine.evaluate import evaluate
+from sparsetrain.engine.fence import Fence
 from sparsetrain.engine.learning_rate import factor_at
 from sparsetrain.engine.pieces import Pieces, capture
 from sparsetrain.engine.probe import ModelProbe
@@ -101,7 +102,10 @@ class Trainer:
         self.spikes = Spikes(self.job.train.spike)
         self.spiked = False
         self.calm = 0  # the last step whose loss was as usual
-        self.saver = Saver(open_store(self.job, folder), self.job, self.world, state.update.assent, log)
+        fence = Fence(folder, self.world.generation)
+        if self.world.rank == 0:
+            fence.take_over()
+        self.saver = Saver(open_store(self.job, folder), self.job, self.world, state.update.assent, log, fence)
 
     def run(self, resumes: bool = True) -> dict[str, Any]:
         """Train until the last step, or until a rank asks for another world (then the result says "paused"); evaluate,

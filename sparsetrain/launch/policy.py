@@ -49,7 +49,9 @@ class FailurePolicy:
                 action="end", why=f"more than {self.config.preemptions} workers have left (recovery.preemptions)"
             )
         if not incident.failures:
-            return FailureDecision(action="recover", why=f"{incident.left} left")
+            return FailureDecision(
+                action="recover", why=f"{incident.left} left" if incident.left else "others have come"
+            )
         cause = root_cause(list(incident.failures))
         died = [failure for failure in incident.failures if failure.kind == "died"]
         if not died and not cause.echo:

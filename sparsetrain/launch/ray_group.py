@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import os
 import pathlib
+import secrets
 import signal
 import sys
 import time
@@ -78,7 +79,7 @@ class RayGroup:
         self.folder = folder
         self.tree = to_tree(job)
         self.slots = slots
-        self.asked: tuple[Member, Any] | None = None  # for news
+        self.asked: dict[int, Any] = {}  # questions for news that are under way, by slot
 
     def recruit(self) -> None:
         """Start a worker in every place that is there and has none."""
@@ -129,6 +130,7 @@ class RayGroup:
         slot = self.slots[member.slot]
         if slot.member is member:
             slot.actor = slot.call = slot.member = None
+            self.asked.pop(member.slot, None)
         bounded(lambda: _kill(member.actor))
         bounded(lambda: signal_there(member, signal.SIGKILL), ANSWER)
 
@@ -144,6 +146,7 @@ class RayGroup:
 
         first = members[0]
         port = ray.get(first.actor.hold_port.remote(first.address), timeout=ANSWER)
+        generation = secrets.token_hex(4)
         calls = {}
         for member in members:
             place = Place(
@@ -153,6 +156,7 @@ class RayGroup:
                 node=member.host,
                 master_addr=first.address,
                 master_port=port,
+                generation=generation,
             )
             calls[member.actor.run.remote(self.tree, place, str(self.folder))] = member
         return calls
@@ -181,20 +185,24 @@ class RayGroup:
 
         return ray.get(member.actor.files.remote(str(self.folder)))
 
-    def news(self, member: Member, patience: float = 0.0) -> tuple[list[str], list[dict[str, Any]]]:
-        """Return the lines and rows that are new on a member, as far as it has answered; nobody waits for one that does
-        not, beyond `patience` seconds. Its silence is no failure, its end shows elsewhere."""
+    def news(self, member: Member, patience: float) -> tuple[list[str], list[dict[str, Any]]]:
+        """Return the lines and rows that a member has told of since the last call, and ask it for more; all that it has
+        where there are seconds of `patience`. Its silence is no failure, its end shows elsewhere."""
         import ray
 
-        asked, call = self.asked if self.asked is not None else (member, member.actor.poll.remote())
-        self.asked = (asked, call)
-        if not ray.wait([call], timeout=patience)[0] and asked is member:
-            return [], []
-        self.asked = None
-        try:
-            return ray.get(call, timeout=0) if asked is member else ([], [])
-        except (ray.exceptions.RayError, TimeoutError):
-            return [], []
+        lines, rows = [], []
+        for _ in range(2 if patience else 1):  # what was asked before comes first
+            if member.slot not in self.asked:
+                self.asked[member.slot] = member.actor.poll.remote()
+            call = self.asked[member.slot]
+            if not ray.wait([call], timeout=patience)[0]:
+                break
+            del self.asked[member.slot]
+            with contextlib.suppress(ray.exceptions.RayError):
+                more = ray.get(call)
+                lines += more[0]
+                rows += more[1]
+        return lines, rows
 
     def answers(self, calls: list[Any], timeout: float) -> list[tuple[Any, Any]]:
         """Return the calls that end within `timeout` seconds, each with its answer or the error of a lost one."""

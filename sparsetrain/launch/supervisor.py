@@ -17,7 +17,7 @@ from sparsetrain.config.errors import JobError
 from sparsetrain.config.job import Job
 from sparsetrain.launch.failure import Failure, RunFailed, root_cause
 from sparsetrain.launch.policy import FailurePolicy, Incident
-from sparsetrain.launch.ray_group import Member, RayGroup, gone
+from sparsetrain.launch.ray_group import ANSWER, Member, RayGroup, gone
 from sparsetrain.launch.ray_pulse import Pulse
 from sparsetrain.worker import record
 
@@ -112,7 +112,7 @@ class Supervisor:
                 up = len(self.members) + len(self.waiting)
                 short = f"cluster.start_timeout: {up} of {need} workers were up after {limit:g} s"
                 if self.cause is not None:
-                    raise RunFailed(self.cause, f"{self.cause.line()}; {short}")
+                    raise RunFailed(self.cause, f"{self.cause.line()} [{short}]")
                 raise JobError(short)
             self.group.recruit()
             time.sleep(POLL / 5)
@@ -163,7 +163,8 @@ class Supervisor:
         for member in calls.values():
             if not any(failure.rank == member.rank for failure in outcome.failures):
                 outcome.failures.append(member.failure("does not answer (stopped, or its host hangs)"))
-        self._show(patience=1.0)
+        if not any(failure.rank == 0 and failure.kind == "died" for failure in outcome.failures):
+            self._show(ANSWER)
         return outcome
 
     def _take(self, member: Member, answer: Any, outcome: Outcome) -> None:
@@ -217,7 +218,8 @@ class Supervisor:
             raise RunFailed(cause, decision.why)
         if decision.action == "end":
             raise RunFailed(leaving[0].failure("left"), decision.why)
-        self.cause = root_cause(failures) if failures else None
+        losses = failures or [member.failure("left") for member in leaving]
+        self.cause = root_cause(losses) if losses else None
         dead = {failure.rank for failure in failures if failure.kind == "died"}
         for member in [m for m in self.members if m.rank in dead or m in leaving]:
             self.group.dismiss(member)

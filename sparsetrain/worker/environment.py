@@ -13,7 +13,10 @@ TORCHRUN_KEYS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Place:
-    """Rank of size, the rank inside its node, the node's name, and where rank 0 can be met."""
+    """Rank of size, the rank inside its node, the node's name, and where rank 0 can be met.
+
+    `generation` names the group: a rank of an earlier one, cut off and back, must not write what a later one writes.
+    """
 
     rank: int = 0
     size: int = 1
@@ -21,6 +24,7 @@ class Place:
     node: str = "localhost"
     master_addr: str = "127.0.0.1"
     master_port: int = 0
+    generation: str = ""
 
     def __post_init__(self) -> None:
         if not 0 <= self.rank < self.size:

@@ -48,7 +48,8 @@ def local_address(master_addr: str) -> str:
 def choose(master_addr: str, wanted: str | None, found: Mapping[str, str]) -> str | None:
     """Return the interface to use: `wanted` if it exists, else the one that routes to `master_addr`.
 
-    None when the system does not tell. Raises JobError with the names there are when `wanted` is not among them.
+    None when the system does not tell. Raises JobError with the names there are when `wanted` is not among them, and
+    when it is the loopback while rank 0 is elsewhere.
     """
     if wanted is not None:
         names = sorted({*found, *(name for _, name in socket.if_nameindex())})
@@ -57,6 +58,12 @@ def choose(master_addr: str, wanted: str | None, found: Mapping[str, str]) -> st
             raise JobError(
                 f"cluster.interface: no network interface {wanted!r} on {socket.gethostname()};"
                 f" available: {', '.join(names)}{near}"
+            )
+        own = found.get(wanted, "")
+        if own.startswith("127.") and not local_address(master_addr).startswith("127."):
+            raise JobError(
+                f"cluster.interface: {wanted!r} on {socket.gethostname()} has the address {own}, where ranks on other"
+                f" hosts do not reach it; rank 0 is at {master_addr}"
             )
         return wanted
     address = local_address(master_addr)

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import torch
 import torch.distributed as dist
+from torch.distributed.distributed_c10d import _set_pg_timeout
 
 from sparsetrain.collective.connections import Connections
 from sparsetrain.collective.torch_dist import TorchTransport
@@ -82,8 +83,9 @@ def process_group(
         with connections.watched():
             meet = datetime.timedelta(seconds=job.cluster.collective_timeout)
             store = meeting_point(place, meet, listener)
-            limits = datetime.timedelta(seconds=limit)
-            dist.init_process_group(backend, store=store, rank=place.rank, world_size=place.size, timeout=limits)
+            # Gloo tries to reach a rank for as long as its collectives may take: at first that is no longer than this.
+            dist.init_process_group(backend, store=store, rank=place.rank, world_size=place.size, timeout=meet)
+            _set_pg_timeout(datetime.timedelta(seconds=limit))
             TorchTransport(device, connections=connections).tell_ports()
     except (RuntimeError, ValueError) as error:
         connections.cut()

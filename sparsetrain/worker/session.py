@@ -61,6 +61,7 @@ class Session:
         )
         self.trainer: Any = None
         self.connections = Connections()
+        self.asked = False  # to pause; also while the group is still being made
         self.leaving = False
         self.began_at = 0
         self.training = False
@@ -87,7 +88,12 @@ class Session:
         with process_group(job, place, device, self.around.log, listener, connections):
             transport = TorchTransport(device, connections=connections) if place.size > 1 else Alone(device)
             world = World(
-                rank=place.rank, size=place.size, local_rank=place.local_rank, node=place.node, transport=transport
+                rank=place.rank,
+                size=place.size,
+                local_rank=place.local_rank,
+                node=place.node,
+                generation=place.generation,
+                transport=transport,
             )
             former, self.trainer = self.trainer, None
             watch = threading.Thread(target=self._watch, args=(connections, ended), daemon=True)
@@ -96,7 +102,7 @@ class Session:
                 trainer, resumes = rejoin(former, job, world, self.around)
                 self.trainer, former = trainer, None
                 self.began_at, self.training = trainer.state.step, True
-                trainer.state.update.assent.ask(False, self.leaving)
+                trainer.state.update.assent.ask(self.asked, self.leaving)
                 result = trainer.run(resumes)
             except PeerLost:
                 connections.cut()
@@ -110,7 +116,7 @@ class Session:
                 self.close("failed")
                 raise
             finally:
-                self.training = False
+                self.training = self.asked = False
                 ended.set()
                 watch.join()
             trainer.state.exchange.close()
@@ -150,7 +156,7 @@ class Session:
 
     def ask(self, leave: bool = False) -> None:
         """Let all ranks return from `run` after the next exchange; `leave`: this one does not come back."""
-        self.leaving = self.leaving or leave
+        self.asked, self.leaving = True, self.leaving or leave
         if self.trainer is not None:
             self.trainer.state.update.assent.ask(True, self.leaving)
 

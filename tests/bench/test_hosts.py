@@ -141,6 +141,53 @@ def test_a_rate_can_change_while_hosts_live(rate, delay):
         pytest.skip(str(error))
 
 
+def test_the_rate_of_one_host_can_change_alone():
+    with Hosts(count=3, rate="500mbit") as hosts:
+        hosts.reshape("50mbit", 2)
+        assert send(hosts, SIZE)[1] < SIZE * 8 / 50e6
+        hosts.reshape("50mbit", 1)
+        assert send(hosts, SIZE)[1] >= SIZE * 8 / 50e6
+        hosts.reshape("500mbit")
+        assert send(hosts, SIZE)[1] < SIZE * 8 / 50e6
+
+
+def test_a_host_is_cut_off_and_comes_back():
+    with Hosts(count=2) as hosts:
+        hosts.cut(1)
+        sender = [sys.executable, "-c", SEND, hosts.address(1), "1"]
+        with hosts.start(0, sender, stderr=subprocess.PIPE) as process:
+            assert "No route to host" in process.communicate(timeout=60)[1]
+        hosts.mend(1)
+        assert send(hosts, 1000)[0] == 1000
+
+
+def test_packets_are_lost_from_whom_and_as_often_as_wanted():
+    with Hosts(count=3) as hosts:
+        try:
+            hosts.lose(1, 100, source=2)
+        except HostsUnavailable as error:
+            pytest.skip(str(error))
+        assert send(hosts, 1000)[0] == 1000
+        hosts.lose(1, 20)
+        assert send(hosts, 1000)[0] == 1000
+        hosts.lose(1, 0)
+        quick = send(hosts, SIZE)[1]
+        hosts.lose(1, 5)
+        assert send(hosts, SIZE)[1] > quick
+        with pytest.raises(ValueError, match="percent 101"):
+            hosts.lose(1, 101)
+
+
+def test_a_killed_host_has_no_process():
+    stubborn = [sys.executable, "-c", STUBBORN]
+    with Hosts(count=2) as hosts, hosts.start(0, stubborn, stdout=subprocess.PIPE) as process:
+        assert process.stdout.readline() == "ready\n"
+        assert hosts.inside(0) == {process.pid}
+        hosts.kill(0)
+        assert hosts.inside(0) == set()
+        assert process.wait(5) == -signal.SIGKILL
+
+
 def test_two_sets_of_hosts_do_not_meet():
     with Hosts(count=2) as one, Hosts(count=3) as other:
         assert one.address(0) == other.address(0) == "10.88.0.1"

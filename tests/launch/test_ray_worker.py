@@ -9,6 +9,7 @@ import pytest
 
 from sparsetrain.launch import supervisor
 from sparsetrain.launch.ray_worker import RayWorker
+from sparsetrain.launch.signals import kept
 
 
 @pytest.fixture
@@ -16,7 +17,8 @@ def worker(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> RayWorker
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.setattr(os, "environ", dict(os.environ))
     monkeypatch.chdir(tmp_path)
-    return RayWorker({"SPARSETRAIN_X": "1"}, [str(tmp_path / "modules")], str(tmp_path))
+    with kept():  # a worker takes SIGTERM for itself
+        return RayWorker({"SPARSETRAIN_X": "1"}, [str(tmp_path / "modules")], str(tmp_path))
 
 
 def test_a_worker_takes_over_variables_paths_and_folder(worker: RayWorker, tmp_path: pathlib.Path) -> None:

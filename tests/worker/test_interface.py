@@ -38,6 +38,13 @@ def test_an_unknown_interface_names_those_there_are() -> None:
         interface.choose("127.0.0.1", "net7", FOUND)
 
 
+@pytest.mark.usefixtures("routes")
+def test_the_loopback_is_refused_where_rank_0_is_elsewhere() -> None:
+    with pytest.raises(JobError, match=r"^cluster\.interface: 'lo' on .* 127\.0\.0\.1, .* rank 0 is at 10\.1\.0\.9$"):
+        interface.choose("10.1.0.9", "lo", {"lo": "127.0.0.1", **FOUND})
+    assert interface.choose("127.0.1.1", "lo", FOUND) == "lo"
+
+
 def test_this_machine_reaches_itself_over_its_loopback() -> None:
     found = interface.interfaces()
     assert "127.0.0.1" in found.values()

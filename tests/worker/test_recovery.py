@@ -96,6 +96,17 @@ KINDS = [
 ]
 
 
+def test_a_wish_for_another_group_is_kept_while_one_is_being_made(tmp_path):
+    with Company(tmp_path, *options("sgd")) as company:
+        for number in range(2):
+            company.hire(number)
+        company.ask(0)
+        said = company.group(0, 1)
+        assert all(word == "result" and value["paused"] for word, value in said.values()), said
+        said = company.group(0, 1)
+        assert all(word == "result" and "paused" not in value for word, value in said.values()), said
+
+
 @pytest.mark.parametrize("overrides", KINDS, ids=str)
 def test_four_become_two_in_order_and_then_three(tmp_path, overrides):
     """The mean of what is owed stays, every sample is taken once, replicas are equal."""
