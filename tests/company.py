@@ -163,10 +163,7 @@ class Company:
         return self
 
     def __exit__(self, *error: object) -> None:
-        for number, process in self.processes.items():
-            with contextlib.suppress(OSError):
-                self.pipes[number].send(("end", None))
-            process.join(5)
+        for process in self.processes.values():
             process.kill()
             process.join()
 

@@ -14,11 +14,29 @@ from commands import Desk
 os.environ.setdefault("WANDB_MODE", "offline")
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 torch.set_num_threads(1)
-# Ranks of tests are forked from a process that has imported everything: torch takes seconds.
-multiprocessing.get_context("forkserver").set_forkserver_preload(["company"])
+# Ranks of tests are forked from a process that has imported torch, which takes seconds. Not modules of the tests: that
+# process does not know where they are.
+multiprocessing.get_context("forkserver").set_forkserver_preload(["sparsetrain.engine.rejoin", "hypothesis"])
 # The time of one example says more about the machine than about the code.
 hypothesis.settings.register_profile("sparsetrain", deadline=None)
 hypothesis.settings.load_profile("sparsetrain")
+
+
+SLOW = ("slow", "chaos", "netns", "slurm", "convergence")
+# Seconds after which no slow test begins: continuous integration has half an hour for everything.
+BUDGET = float(os.environ.get("SPARSETRAIN_TEST_SECONDS", "1440"))
+BEGAN = time.monotonic()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Let slow tests come last: the more reasons to be slow, the later."""
+    items.sort(key=lambda item: sum(item.get_closest_marker(name) is not None for name in SLOW))
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip slow tests when the time is up."""
+    if time.monotonic() - BEGAN > BUDGET and any(item.get_closest_marker(name) for name in SLOW):
+        pytest.skip(f"{BUDGET:g} s are over (SPARSETRAIN_TEST_SECONDS)")
 
 
 def children() -> dict[int, str]:

@@ -11,8 +11,9 @@ import torch
 
 from sparsetrain.collective.world import World
 from sparsetrain.config.job import Job
+from sparsetrain.engine.checkpoint import CheckpointError
 from sparsetrain.engine.pieces import Pieces, capture, go_local, restore
-from sparsetrain.engine.reunion import Agreement, Standing, agree, fit, give, say
+from sparsetrain.engine.reunion import Agreement, CannotReunite, Standing, agree, fit, give, say
 from sparsetrain.engine.state import build
 from sparsetrain.engine.trainer import Trainer
 from sparsetrain.gradient.handover import reconcile
@@ -50,7 +51,10 @@ def rejoin(former: Trainer | None, job: Job, world: World, around: Surroundings)
             former.tracker.close("finished")
     if agreement is None or pieces is None:
         return trainer, True
-    restore(state, pieces)
+    try:
+        restore(state, pieces)
+    except CheckpointError as error:
+        raise CannotReunite(f"the state in memory does not fit: {error}") from error
     if agreement.new or agreement.former != world.size:
         reconcile(state.exchange, world)
     trainer.check_replicas()

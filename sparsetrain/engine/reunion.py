@@ -19,6 +19,7 @@ from safetensors.torch import load
 from safetensors.torch import save as pack
 from torch import Tensor
 
+from sparsetrain.collective.transport import PeerLost
 from sparsetrain.collective.world import World
 from sparsetrain.config.component import STRICT, adapter
 from sparsetrain.engine.checkpoint import About, Tensors
@@ -31,8 +32,8 @@ LARGEST = 1 << 40  # bytes of a state that is taken from another rank
 LENGTH = 8  # bytes of the length of a safetensors header
 
 
-class CannotReunite(RuntimeError):
-    """The ranks' states do not fit together: only a checkpoint helps."""
+class CannotReunite(PeerLost):
+    """The ranks' states do not fit together: this group will not come about, and only a checkpoint helps."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

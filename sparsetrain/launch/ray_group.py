@@ -21,6 +21,7 @@ from sparsetrain.launch.signals import undisturbed
 from sparsetrain.worker.environment import Place
 
 FORWARDED = ("WANDB_", "SPARSETRAIN_", "HF_", "NCCL_", "GLOO_")
+TRIES = 3  # workers in one place that may fail to come up
 ANSWER = 10.0  # seconds for an answer to a short question
 
 
@@ -66,6 +67,7 @@ class Slot:
     actor: Any = None
     call: Any = None
     member: Member | None = None
+    failed: int = 0  # workers that did not come up here
 
 
 class RayGroup:
@@ -82,9 +84,9 @@ class RayGroup:
         self.asked: dict[int, Any] = {}  # questions for news that are under way, by slot
 
     def recruit(self) -> None:
-        """Start a worker in every place that is there and has none."""
+        """Start a worker in every place that is there and has none, unless too many have failed to come up there."""
         for number, slot in enumerate(self.slots):
-            if slot.actor is None and slot.group.wait(timeout_seconds=0):
+            if slot.actor is None and slot.failed < TRIES and slot.group.wait(timeout_seconds=0):
                 slot.actor = self._actor(slot)
                 slot.call = slot.actor.where.remote(str(self.folder / "job.yaml"), self.tree, str(self.folder))
                 self.slots[number] = slot
@@ -121,6 +123,7 @@ class RayGroup:
                 up.append(slot.member)
             except ray.exceptions.RayError as error:
                 slot.actor = None
+                slot.failed += 1
                 about = Failure(rank=0, host="?", node="?", pid=0, kind="died", message="")
                 lost.append(gone(error, about))
         return up, lost

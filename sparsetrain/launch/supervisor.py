@@ -118,9 +118,10 @@ class Supervisor:
             time.sleep(POLL / 5)
 
     def _welcome(self) -> None:
+        """Note who has come up. Raises RunFailed where too many that are needed did not."""
         up, lost = self.group.ready()
         self.waiting += up
-        for failure in lost:
+        for failure in lost if len(self.members) < self.workers.min else ():
             decision = self.policy.decide(Incident(failures=(failure,), step=self.step))
             if decision.action == "end":
                 raise RunFailed(failure, decision.why)

@@ -14,6 +14,7 @@ from typing import Any, TextIO
 from sparsetrain.config.errors import JobError
 from sparsetrain.config.grid import NAME, Cell, cells
 from sparsetrain.config.job import Job
+from sparsetrain.config.load import to_tree
 from sparsetrain.launch.compare import dense
 from sparsetrain.launch.ray_cluster import ray_cluster
 from sparsetrain.launch.ray_driver import run_there
@@ -95,8 +96,9 @@ def _finished(cell: Cell) -> bool:
     folder, advice = record.run_folder(cell.job), "give the sweep a new --name"
     found = existing.finished(cell.job, folder, advice)
     kept = (existing.stored_tree(folder) or {}) if found else {}
+    tree = to_tree(cell.job)
     for section, key in ALIKE if found else ():
-        own, other = getattr(getattr(cell.job, section), key), (kept.get(section) or {}).get(key)
+        own, other = tree[section][key], (kept.get(section) or {}).get(key)
         if own != other:
             raise JobError(
                 f"{section}.{key}: is {own} here and {other} in the run; {folder} holds another job: {advice}"

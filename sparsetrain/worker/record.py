@@ -76,7 +76,8 @@ def begin(job: Job, folder: pathlib.Path, plan: dict[str, Any]) -> None:
 def placed(folder: pathlib.Path, ranks: list[dict[str, Any]]) -> None:
     """Add to launch.json which rank runs where."""
     path = folder / "launch.json"
-    write_json(path, {**json.loads(path.read_text(encoding="utf-8")), "placed": ranks})
+    with contextlib.suppress(OSError, ValueError):  # it only informs
+        write_json(path, {**json.loads(path.read_text(encoding="utf-8")), "placed": ranks})
 
 
 def incident(folder: pathlib.Path, row: dict[str, Any]) -> None:

@@ -132,12 +132,12 @@ class Session:
         try:
             result = self.run(place, listener)
             return {"paused": result} if "paused" in result else {"result": result}
-        except PeerLost as error:
-            message = self.connections.late or str(error).strip().split("\n")[0]
-            told = {"message": message, "late": bool(self.connections.late), "hopeless": False}
         except CannotReunite as error:
             self.forget()
             told = {"message": str(error), "late": False, "hopeless": True}
+        except PeerLost as error:
+            message = self.connections.late or str(error).strip().split("\n")[0]
+            told = {"message": message, "late": bool(self.connections.late), "hopeless": False}
         return {"lost": {**told, "at": time.time(), "step": self.position().step}}
 
     def close(self, status: str) -> None:

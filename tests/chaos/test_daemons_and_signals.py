@@ -43,7 +43,9 @@ def test_a_rank_that_stands_still_is_named_and_the_run_ends(desk: Desk) -> None:
     os.kill(workers[1], signal.SIGSTOP)
     code, err = ended(process, within=40)
     assert code == 1
-    assert f"process {workers[1]}) failed: no sign of life for 6 s" in err
+    # Whichever is noticed first: that it answers nothing, or that others wait for it.
+    said = ("no sign of life for 6 s", "did not come: others waited for 6 s")
+    assert any(f"process {workers[1]}) failed: {each}" in err for each in said)
     assert desk.run_json("tiny")["status"] == "failed"
     assert desk.left() == {}
 
