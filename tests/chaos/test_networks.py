@@ -154,6 +154,7 @@ def test_a_node_that_dies_while_the_ranks_meet_is_made_up_for(four: Cluster) -> 
     four.hosts.kill(four.at(run, 1))
     told("a node killed while the ranks meet", run.reach(1))
     run.right(10, 2 * BATCH)
+    assert [each["workers"] for each in run.incidents()] == [2]
 
 
 @longer
@@ -195,6 +196,7 @@ def test_workers_end_when_the_head_and_the_driver_are_gone(tmp_path: pathlib.Pat
         three.hosts.kill(0)
         began = time.monotonic()
         wait(lambda: not any(three.workers(host) for host in range(3)), 120)
+        assert not any(three.workers(host) for host in range(3))
         print(f"\nworkers are gone {time.monotonic() - began:.1f} s after the head's host")
 
 

@@ -23,48 +23,18 @@ def test_an_unknown_fault_is_refused_with_the_near_one(tmp_path, monkeypatch):
         run_chaos("quickstart", (), told, False)
 
 
+def row(fault, **changes):
+    """Return a run that went well, but for the changes."""
+    well = {"status": "finished", "seconds": 8, "recovered": [2.0], "sources": ["memory"], "loss": 1.0}
+    return Row(name="run0000", faults=[f"{fault} rank 1 at step 3"], **{**well, **changes})
+
+
 def test_the_table_counts_what_is_wrong_apart():
     rows = [
-        Row(
-            name="run0000",
-            faults=["kill rank 1 at step 3"],
-            status="finished",
-            seconds=8,
-            recovered=[2.0],
-            sources=["memory"],
-            loss=1.0,
-        ),
-        Row(
-            name="run0001",
-            faults=["kill rank 0 at step 9"],
-            status="finished",
-            seconds=8,
-            recovered=[4.0],
-            sources=["memory"],
-            loss=1.0,
-            wrong="workers left: [7]",
-        ),
-        Row(
-            name="run0002",
-            faults=["stop rank 0 at step 9"],
-            status="hung",
-            seconds=99,
-            recovered=[],
-            sources=[],
-            loss=None,
-            wrong="hung: None",
-        ),
-        Row(
-            name="run0003",
-            faults=["cut rank 0 at step 9"],
-            status="finished",
-            seconds=9,
-            recovered=[1.0],
-            sources=["memory"],
-            loss=9.0,
-            goodput=0.5,
-            wrong="loss 9",
-        ),
+        row("kill"),
+        row("kill", recovered=[4.0], wrong="workers left: [7]"),
+        row("stop", status="hung", recovered=[], loss=None, wrong="hung: None"),
+        row("cut", recovered=[1.0], goodput=0.5, wrong="loss 9"),
     ]
     lines = summary(rows).splitlines()
     assert lines[1].split() == ["kill", "2", "2", "1", "3.0", "4.0"]
