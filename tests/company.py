@@ -98,13 +98,13 @@ def note_residuals() -> None:
 
 def count_steps(counter: Any) -> None:
     """Show the parent how far this process is."""
-    stepped = Trainer._stepped
+    stepped = Trainer.stepped
 
     def stepping(trainer: Trainer, updated: Any) -> None:
         stepped(trainer, updated)
         counter.value = trainer.state.step
 
-    Trainer._stepped = stepping
+    Trainer.stepped = stepping
 
 
 def owed(exchange: GradientExchange) -> torch.Tensor:

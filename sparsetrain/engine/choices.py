@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from sparsetrain.config.files import write_whole
 from sparsetrain.gradient.decision import Decision
 from sparsetrain.gradient.exchange import GradientExchange
 
@@ -31,14 +30,10 @@ class Choices:
             log(decision.line())
         self.told = len(decisions)
         rows = [*self.earlier, *(decision.row() for decision in decisions)]
-        beside = self.path.with_name(f"{self.path.name}.{os.getpid()}.part")
         try:
-            beside.write_text(json.dumps({"version": VERSION, "decisions": rows}, indent=1), encoding="utf-8")
-            beside.replace(self.path)
+            write_whole(self.path, json.dumps({"version": VERSION, "decisions": rows}, indent=1))
         except OSError as error:  # it only informs: training goes on
             log(f"{self.path.name}: not written: {error.strerror}")
-            with contextlib.suppress(OSError):
-                beside.unlink()
 
 
 def _read(path: pathlib.Path) -> list[dict[str, Any]]:

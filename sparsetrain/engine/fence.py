@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import pathlib
 
+from sparsetrain.config.files import write_whole
+
 NEWEST = "generation"  # a file in the run folder that names the newest group
 
 
@@ -21,9 +23,7 @@ class Fence:
             return
         with contextlib.suppress(OSError):  # then nothing can be saved there either, and that is said
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            beside = self.path.with_name(f"{NEWEST}.{self.generation}")
-            beside.write_text(self.generation, encoding="utf-8")
-            beside.replace(self.path)
+            write_whole(self.path, self.generation)
 
     def late(self) -> bool:
         """Return whether another group has taken over since this one did."""

@@ -17,7 +17,7 @@ from torch import Tensor
 from sparsetrain.engine import checkpoint
 from sparsetrain.engine.checkpoint import About, CheckpointError, Tensors
 from sparsetrain.engine.local_store import LocalStore
-from sparsetrain.engine.state import Place, RunState
+from sparsetrain.engine.state import Milestone, RunState
 from sparsetrain.engine.store import Stored
 from sparsetrain.masks.saved import check_inactive
 
@@ -165,7 +165,7 @@ def _restore(state: RunState, source: Source) -> None:
     if f"{RANDOM}torch" in kept and ranks == state.world.size:
         torch.set_rng_state(kept[f"{RANDOM}torch"])
     position = about.samples if about.position is None else about.position
-    state.at = state.boundary = Place(step=about.step, samples=about.samples, position=position)
+    state.at = state.boundary = Milestone(step=about.step, samples=about.samples, position=position)
     state.sampler.order = about.order
     state.wall_s = about.wall_s
     state.dense_steps = about.dense_steps
@@ -182,7 +182,7 @@ def go_local(state: RunState, pieces: Pieces) -> None:
     if local:
         step, samples, position = local[STANDING].tolist()
         state.update.go_local(local)
-        state.at = Place(step=step, samples=samples, position=position)
+        state.at = Milestone(step=step, samples=samples, position=position)
 
 
 def _check_kept(state: RunState, kept: Tensors, name: str) -> None:

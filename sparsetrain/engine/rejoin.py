@@ -98,7 +98,7 @@ def standing(former: Trainer | None) -> Standing:
 def settled(former: Trainer, agreement: Agreement) -> Pieces:
     """Return this rank's state at the boundary that all agreed on."""
     if agreement.finish:
-        former._stepped(former.state.update.finish(agreement.norm))
+        former.stepped(former.state.update.finish(agreement.norm))
     elif former.before is not None:
         # The step is done again: with the same draws, and scores that have not seen it.
         generator, scores = former.before

@@ -27,7 +27,7 @@ from sparsetrain.masks.schedule import MaskSchedule
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Place:
+class Milestone:
     """How far a run has come: optimizer steps, samples seen, and where in the data the next step begins."""
 
     step: int = 0
@@ -52,8 +52,8 @@ class RunState:
     update: EveryStep | LocalSteps
     masks: MaskController | None
     operations: Operations | None = None
-    at: Place = Place()
-    boundary: Place = Place()
+    at: Milestone = Milestone()
+    boundary: Milestone = Milestone()
     masks_due: bool = False
     wall_s: float = 0.0
     dense_steps: float = 0.0
@@ -71,7 +71,7 @@ class RunState:
     def advance(self, exchanged: bool) -> None:
         """Note that a step is finished, and whether it crossed ranks."""
         at = self.at
-        self.at = Place(
+        self.at = Milestone(
             step=at.step + 1,
             samples=at.samples + self.sampler.batch,
             position=self.sampler.after(at.position),

@@ -164,10 +164,10 @@ class Trainer:
                 masks.observe(state.step + 1, {name: gradient(p) for name, p in masks.parameters.items()})
         with self.window.span("update"):
             updated = state.update.step(state.step + 1, last)
-        self._stepped(updated)
+        self.stepped(updated)
         return self._change_masks()
 
-    def _stepped(self, updated: Updated) -> None:
+    def stepped(self, updated: Updated) -> None:
         """Note a step that has happened on this rank."""
         state = self.state
         self.window.stepped(updated)

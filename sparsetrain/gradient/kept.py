@@ -20,6 +20,7 @@ from pydantic import Field, ValidationError
 
 from sparsetrain.collective.world import World
 from sparsetrain.config.component import STRICT, adapter
+from sparsetrain.config.files import write_whole
 from sparsetrain.gradient.calibration import FASTEST
 from sparsetrain.gradient.cost import Network
 from sparsetrain.gradient.stages import Costs
@@ -101,11 +102,6 @@ class Kept:
         """Put it in the place of what was there; rank 0 writes. A folder that cannot be written is no error."""
         if self.world.rank != 0:
             return
-        beside = self.path.with_name(f"{self.path.name}.{os.getpid()}.part")
-        try:
+        with contextlib.suppress(OSError):
             self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            beside.write_text(json.dumps(adapter(Calibration).dump_python(calibration, mode="json")), encoding="utf-8")
-            beside.replace(self.path)
-        except OSError:
-            with contextlib.suppress(OSError):
-                beside.unlink()
+            write_whole(self.path, json.dumps(adapter(Calibration).dump_python(calibration, mode="json")))

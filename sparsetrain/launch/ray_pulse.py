@@ -23,17 +23,17 @@ class Pulse:
         self.limit = cluster.collective_timeout
         self.members = {member.rank: member for member in members}
         self.asked = {member.rank: (member.actor.alive.remote(), time.monotonic()) for member in members}
-        self.places: dict[int, Position] = {}
+        self.positions: dict[int, Position] = {}
 
     @property
     def step(self) -> int:
         """Return the most steps that a rank has finished."""
-        return max((place.step for place in self.places.values()), default=0)
+        return max((place.step for place in self.positions.values()), default=0)
 
     @property
     def moved(self) -> bool:
         """Return whether the group has finished a step."""
-        return any(place.moved for place in self.places.values())
+        return any(place.moved for place in self.positions.values())
 
     def look(self, ranks: set[int]) -> None:
         """Take the answers of `ranks` that are there, and ask again."""
@@ -46,7 +46,7 @@ class Pulse:
                 except self.ray.exceptions.RayError:
                     continue  # its run tells
                 if place is not None:
-                    self.places[rank] = place
+                    self.positions[rank] = place
                 self.asked[rank] = (self.members[rank].actor.alive.remote(), now)
         for rank in set(self.asked) - ranks:
             del self.asked[rank]
@@ -63,5 +63,7 @@ class Pulse:
 
     def behind(self, pending: list[Member]) -> Member | None:
         """Return the one of `pending` that the others waited for: it waits for nobody, or has not answered."""
-        absent = [member for member in pending if member.rank in self.places and not self.places[member.rank].waits_s]
-        return min(absent, key=lambda member: self.places[member.rank].step, default=None)
+        absent = [
+            member for member in pending if member.rank in self.positions and not self.positions[member.rank].waits_s
+        ]
+        return min(absent, key=lambda member: self.positions[member.rank].step, default=None)

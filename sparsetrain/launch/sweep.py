@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import pathlib
 import re
 import sys
@@ -12,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any, TextIO
 
 from sparsetrain.config.errors import JobError
+from sparsetrain.config.files import write_whole
 from sparsetrain.config.grid import NAME, Cell, cells
 from sparsetrain.config.job import Job
 from sparsetrain.config.load import to_tree
@@ -172,9 +172,7 @@ def _write_index(folder: pathlib.Path, found: Sequence[Cell]) -> None:
         known = _index(folder)
         known |= {cell.job.name: {"values": dict(cell.values), "seed": cell.seed} for cell in found}
         folder.mkdir(parents=True, exist_ok=True)
-        unfinished = folder / f"{INDEX}.{os.getpid()}"
-        unfinished.write_text(json.dumps(known, indent=1), encoding="utf-8")
-        unfinished.replace(folder / INDEX)
+        write_whole(folder / INDEX, json.dumps(known, indent=1))
     except OSError as error:
         raise JobError(f"log.folder: cannot write {folder}: {error.strerror or error}") from error
 

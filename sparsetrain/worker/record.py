@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from sparsetrain.config.errors import JobError
+from sparsetrain.config.files import write_whole
 from sparsetrain.config.job import Job
 from sparsetrain.config.load import to_yaml
 from sparsetrain.worker.existing import status
@@ -66,7 +67,7 @@ def begin(job: Job, folder: pathlib.Path, plan: dict[str, Any]) -> None:
             {"name": job.name, "status": "running", "attempts": attempts, "began": time.time(), "pid": os.getpid()},
         )
         # After run.json: another rank must not see more steps beside an old "finished".
-        write_text(folder / "job.yaml", to_yaml(job))
+        write_whole(folder / "job.yaml", to_yaml(job))
         write_json(folder / "launch.json", plan)
         write_json(folder / "env.json", environment())
     except OSError as error:
@@ -119,11 +120,4 @@ def finite(result: dict[str, Any] | None) -> dict[str, Any] | None:
 
 def write_json(path: pathlib.Path, value: Any) -> None:
     """Write a JSON file; readers see the old one or the new one, never a part."""
-    write_text(path, json.dumps(value, indent=2) + "\n")
-
-
-def write_text(path: pathlib.Path, text: str) -> None:
-    """Write a text file; readers see the old one or the new one, never a part."""
-    beside = path.with_name(f"{path.name}.{os.getpid()}.part")
-    beside.write_text(text, encoding="utf-8")
-    beside.replace(path)
+    write_whole(path, json.dumps(value, indent=2) + "\n")
