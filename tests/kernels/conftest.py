@@ -10,6 +10,7 @@ from sparsetrain.kernels.native.library import Library
 BUILDS = {
     "native": (),
     "threaded": ("-DST_PER_THREAD=1024", "-DST_STREAM_FROM=1000"),
+    "narrow": ("-DST_NARROW", "-DST_PER_THREAD=1024", "-DST_STREAM_FROM=1000"),
     "portable": ("-DST_PORTABLE", "-DST_PER_THREAD=1024", "-DST_STREAM_FROM=1000"),
 }
 

@@ -12,11 +12,6 @@
 #include <thread>
 #include <vector>
 
-#if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VL__) && defined(__AVX512DQ__) && \
-    defined(__BMI2__) && !defined(ST_PORTABLE)
-#define ST_AVX512 1
-#endif
-
 #if defined(__SSE2__)
 #include <immintrin.h>
 #define ST_STREAMS 1
@@ -90,9 +85,7 @@ inline bool streams(const float* to, int64_t size) {
 
 // Stores one cache line past the caches; `to` begins one.
 inline void stream_line(float* to, const float* from) {
-#if defined(ST_AVX512)
-    _mm512_stream_ps(to, _mm512_loadu_ps(from));
-#elif defined(ST_STREAMS)
+#ifdef ST_STREAMS
     for (int i = 0; i < LINE; i += 4) _mm_stream_ps(to + i, _mm_loadu_ps(from + i));
 #else
     std::memcpy(to, from, LINE * sizeof(float));

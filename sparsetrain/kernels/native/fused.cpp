@@ -8,56 +8,54 @@ namespace {
 constexpr int64_t CHUNK = 4096;  // elements between two looks at the room that is left
 constexpr int64_t AHEAD = 1024;  // elements
 
-#ifdef ST_AVX512
+#ifdef ST_VECTOR
 
 template <Term TERM>
-inline __m512 sum_of(const Sum& sum, int64_t i, __m512 scale, __mmask16 lanes) {
-    const __m512 fresh = _mm512_maskz_loadu_ps(lanes, sum.fresh + i);
+inline Vector sum_at(const Sum& part, int64_t i) {
+    const Vector fresh = load_vector(part.fresh + i);
     if (TERM == Term::none) return fresh;
-    const __m512 old = _mm512_maskz_loadu_ps(lanes, sum.old + i);
-    return _mm512_add_ps(fresh, TERM == Term::plain ? old : _mm512_mul_ps(scale, old));
+    const Vector old = load_vector(part.old + i);
+    return sum(fresh, TERM == Term::plain ? old : product(same(bits_of(part.scale)), old));
 }
 
 template <Term TERM, bool STREAM>
-void chunk_pass(const Sum& sum, int64_t begin, int64_t end, uint32_t low, uint32_t middle, Segment& segment) {
-    const __m512 scale = _mm512_set1_ps(sum.scale);
-    const __m512i every = _mm512_set1_epi32(static_cast<int>(MAGNITUDE));
-    const __m512i low_bits = _mm512_set1_epi32(static_cast<int>(low));
-    const __m512i middle_bits = _mm512_set1_epi32(static_cast<int>(middle));
-    const __m512i lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+void chunk_pass(const Sum& part, int64_t begin, int64_t end, uint32_t low, uint32_t middle, Segment& segment) {
     int64_t count = segment.count;
-    const auto vector = [&](int64_t i, __mmask16 lanes) {
-        const __m512 acc = sum_of<TERM>(sum, i, scale, lanes);
-        const __m512i magnitude = _mm512_and_si512(_mm512_castps_si512(acc), every);
-        const __mmask16 candidate = _mm512_cmpge_epu32_mask(magnitude, low_bits);
-        const __mmask16 stays = _mm512_cmplt_epu32_mask(magnitude, middle_bits);
-        if (STREAM && lanes == 0xffff)
-            _mm512_stream_ps(sum.buffer + i, _mm512_maskz_mov_ps(stays, acc));
+    const auto single = [&](int64_t i) {
+        const float acc = part.at(i);
+        const uint32_t magnitude = magnitude_of(acc);
+        part.buffer[i] = magnitude >= middle ? 0.0f : acc;
+        segment.places[count] = static_cast<int32_t>(i);
+        segment.values[count] = acc;
+        count += magnitude >= low;
+    };
+    const auto vector = [&](int64_t i) {
+        const Vector acc = sum_at<TERM>(part, i);
+        const Vector magnitude = magnitudes(acc);
+        const Vector left = zero_where(reach(magnitude, middle), acc);
+        if (STREAM)
+            stream_vector(part.buffer + i, left);
         else
-            _mm512_mask_storeu_ps(sum.buffer + i, lanes, _mm512_maskz_mov_ps(stays, acc));
+            store_vector(part.buffer + i, left);
+        const uint32_t candidates = mask_of(reach(magnitude, low));
         // Cheaper than storing nothing: stores to one place again and again wait for each other.
-        if (candidate == 0) return;
-        const __m512i place = _mm512_add_epi32(_mm512_set1_epi32(static_cast<int>(i)), lane);
-        _mm512_storeu_si512(segment.places + count, _mm512_maskz_compress_epi32(candidate, place));
-        _mm512_storeu_ps(segment.values + count, _mm512_maskz_compress_ps(candidate, acc));
-        count += __builtin_popcount(candidate);
+        if (candidates == 0) return;
+        store_compressed(segment.places + count, candidates, plus(same(static_cast<uint32_t>(i)), counting()));
+        count += store_compressed(segment.values + count, candidates, acc);
     };
     int64_t i = begin;
-    if (STREAM && until_line(sum.buffer + i)) {
-        const int64_t head = std::min(until_line(sum.buffer + i), end - i);
-        vector(i, static_cast<__mmask16>((1u << head) - 1));
-        i += head;
-    }
-    for (; i + 32 <= end; i += 32) {
+    for (const int64_t head = STREAM ? std::min(begin + until_line(part.buffer + begin), end) : begin; i < head; i++)
+        single(i);
+    for (; i + 2 * LINE <= end; i += 2 * LINE) {
         // The processor's own prefetcher stays too close when the loop does this much; past the end it is harmless.
-        for (int64_t line = AHEAD; line < AHEAD + 32; line += 16) {
-            __builtin_prefetch(sum.fresh + i + line);
-            if (TERM != Term::none) __builtin_prefetch(sum.old + i + line);
+        for (int64_t line = AHEAD; line < AHEAD + 2 * LINE; line += LINE) {
+            __builtin_prefetch(part.fresh + i + line);
+            if (TERM != Term::none) __builtin_prefetch(part.old + i + line);
         }
-        vector(i, 0xffff);
-        vector(i + 16, 0xffff);
+        for (int64_t at = 0; at < 2 * LINE; at += WIDTH) vector(i + at);
     }
-    for (; i < end; i += 16) vector(i, end - i >= 16 ? 0xffff : static_cast<__mmask16>((1u << (end - i)) - 1));
+    for (; i + WIDTH <= end; i += WIDTH) vector(i);
+    for (; i < end; i++) single(i);
     segment.count = count;
 }
 

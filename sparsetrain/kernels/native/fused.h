@@ -1,7 +1,7 @@
 // The one pass over memory: add, compare, compact the candidates, write the residual.
 #pragma once
 
-#include "common.h"
+#include "vector.h"
 
 namespace st {
 

@@ -39,26 +39,21 @@ inline void count_digit(const float* acc, int64_t begin, int64_t end, int round,
     }
 }
 
-// Takes what is larger than `kth`, and the first `ties` that equal it; zeroes what it takes.
-void take(float* acc, int64_t begin, int64_t end, uint32_t kth, int64_t ties, int32_t* indices, float* values) {
+// Takes what is larger than `kth`, and the first `ties` that equal it, `room` in all; zeroes what it takes.
+void take(float* acc, int64_t begin, int64_t end, uint32_t kth, int64_t ties, int32_t* indices, float* values,
+          [[maybe_unused]] int64_t room) {
     int64_t at = 0;
     int64_t i = begin;
-#ifdef ST_AVX512
-    const __m512i limit = _mm512_set1_epi32(static_cast<int>(kth));
-    const __m512i every = _mm512_set1_epi32(static_cast<int>(MAGNITUDE));
-    const __m512i lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-    for (; i + 16 <= end; i += 16) {
-        const __m512 value = _mm512_loadu_ps(acc + i);
-        const __m512i magnitude = _mm512_and_si512(_mm512_castps_si512(value), every);
-        const __mmask16 keep = winners(magnitude, limit, ties);
+#ifdef ST_VECTOR
+    const Vector limit = same(kth);
+    for (; i + WIDTH <= end; i += WIDTH) {
+        const Vector value = load_vector(acc + i);
+        const uint32_t keep = winners(magnitudes(value), limit, ties);
         if (keep == 0) continue;
-        const int found = __builtin_popcount(keep);
-        const __mmask16 front = static_cast<__mmask16>(_bzhi_u32(0xffff, found));
-        const __m512i place = _mm512_add_epi32(_mm512_set1_epi32(static_cast<int>(i)), lane);
-        _mm512_mask_storeu_epi32(indices + at, front, _mm512_maskz_compress_epi32(keep, place));
-        _mm512_mask_storeu_ps(values + at, front, _mm512_maskz_compress_ps(keep, value));
-        _mm512_mask_storeu_ps(acc + i, keep, _mm512_setzero_ps());
-        at += found;
+        const Vector place = plus(same(static_cast<uint32_t>(i)), counting());
+        store_compressed(indices + at, keep, place, room - at);
+        store_vector(acc + i, zero_where(lanes_of(keep), value));
+        at += store_compressed(values + at, keep, value, room - at);
     }
 #endif
     for (; i < end; i++) {
@@ -117,8 +112,8 @@ bool radix_select(const Sum& sum, const Parts& parts, bool added, int64_t size, 
             at += larger[who] + taken;
             ties -= taken;
         }
-        take(sum.buffer, begin, end, shared.prefix, ties < equal[member] ? ties : equal[member], indices + at,
-             values + at);
+        ties = ties < equal[member] ? ties : equal[member];
+        take(sum.buffer, begin, end, shared.prefix, ties, indices + at, values + at, larger[member] + ties);
     });
     return shared.finite;
 }

@@ -6,16 +6,12 @@ int64_t keep_inside(const uint32_t* from, int64_t count, const Band& band, uint3
     const uint32_t width = band.top - band.bottom;
     int64_t kept = 0;
     int64_t i = 0;
-#ifdef ST_AVX512
-    const __m512i bottom = _mm512_set1_epi32(static_cast<int>(band.bottom));
-    const __m512i limit = _mm512_set1_epi32(static_cast<int>(width));
-    for (; i + 16 <= count; i += 16) {
-        const __m512i magnitude = _mm512_loadu_si512(from + i);
-        const __mmask16 inside = _mm512_cmplt_epu32_mask(_mm512_sub_epi32(magnitude, bottom), limit);
-        const int found = __builtin_popcount(inside);
-        _mm512_mask_storeu_epi32(to + kept, static_cast<__mmask16>(_bzhi_u32(0xffff, found)),
-                                 _mm512_maskz_compress_epi32(inside, magnitude));
-        kept += found;
+#ifdef ST_VECTOR
+    for (; i + WIDTH <= count; i += WIDTH) {
+        const Vector magnitude = load_vector(from + i);
+        const Lanes inside = at_most(minus(magnitude, same(band.bottom)), width - 1);
+        // What is written behind the front lies before what is read next.
+        kept += store_compressed(to + kept, mask_of(inside), magnitude);
     }
 #endif
     for (; i < count; i++) {

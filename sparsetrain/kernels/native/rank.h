@@ -1,7 +1,7 @@
 // Finding the k-th largest of magnitudes by counting: rounds of a histogram, each inside one bin of the last.
 #pragma once
 
-#include "common.h"
+#include "vector.h"
 
 namespace st {
 
@@ -42,16 +42,6 @@ inline Band narrowed(const Band& band, int bin, int64_t need) {
     const uint32_t width = 1u << band.shift();
     return Band{bottom, band.top - bottom < width ? band.top : bottom + width, need};
 }
-
-#ifdef ST_AVX512
-// Says which of 16 magnitudes are larger than `kth`, or among the first `ties` that equal it; lowers `ties` by those.
-inline __mmask16 winners(__m512i magnitude, __m512i kth, int64_t& ties) {
-    const uint32_t equal = _mm512_cmpeq_epi32_mask(magnitude, kth);
-    const uint32_t first = ties >= 16 ? equal : _pdep_u32((1u << ties) - 1, equal);
-    ties -= __builtin_popcount(first);
-    return static_cast<__mmask16>(_mm512_cmpgt_epu32_mask(magnitude, kth) | first);
-}
-#endif
 
 // Moves the magnitudes inside the band to the front; returns their number. `to` may be `from`.
 int64_t keep_inside(const uint32_t* from, int64_t count, const Band& band, uint32_t* to);

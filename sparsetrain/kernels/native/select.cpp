@@ -104,19 +104,16 @@ void thresholds(const Job& job, uint32_t* found, uint32_t* room, uint32_t* bins,
 void divide(const Board& board, Segment& segment, Tally& tally) {
     int64_t rest = 0, larger = 0, i = 0;
     bool finite = true;
-#ifdef ST_AVX512
-    const __m512i every = _mm512_set1_epi32(static_cast<int>(MAGNITUDE));
-    const __m512i high = _mm512_set1_epi32(static_cast<int>(board.high));
-    __m512i largest = _mm512_setzero_si512();
-    for (; i + 16 <= segment.count; i += 16) {
-        const __m512i magnitude = _mm512_and_si512(_mm512_loadu_si512(segment.values + i), every);
-        largest = _mm512_max_epu32(largest, magnitude);
-        const __mmask16 below = _mm512_cmplt_epu32_mask(magnitude, high);
-        _mm512_storeu_si512(segment.rest + rest, _mm512_maskz_compress_epi32(below, magnitude));
-        rest += __builtin_popcount(below);
+#ifdef ST_VECTOR
+    Vector largest = same(0);
+    for (; i + WIDTH <= segment.count; i += WIDTH) {
+        const Vector magnitude = magnitudes(load_vector(segment.values + i));
+        largest = larger_of(largest, magnitude);
+        const uint32_t reaches = mask_of(reach(magnitude, board.high));
+        rest += store_compressed(segment.rest + rest, ~reaches & EVERY_LANE, magnitude);
     }
     larger = i - rest;
-    finite = _mm512_reduce_max_epu32(largest) < INFINITE;
+    finite = mask_of(reach(largest, INFINITE)) == 0;
 #endif
     for (; i < segment.count; i++) {
         const uint32_t magnitude = magnitude_of(segment.values[i]);
@@ -182,32 +179,25 @@ void rank(Team& team, int member, Board& board) {
     }
 }
 
-// Writes the winners among a segment's candidates, perhaps over the candidates themselves; notes in `segment.rest`
-// which places of the buffer are wrong, and behind the room for those what belongs there.
-int64_t emit(const Board& board, Segment& segment, int64_t ties, int32_t* indices, float* values) {
+// Writes the winners among a segment's candidates, perhaps over the candidates themselves and never more than `room`;
+// notes in `segment.rest` which places of the buffer are wrong, and behind the room for those what belongs there.
+int64_t emit(const Board& board, Segment& segment, int64_t ties, int32_t* indices, float* values,
+             [[maybe_unused]] int64_t room) {
     const uint32_t kth = board.kth, middle = board.middle;
     uint32_t* proper = segment.rest + segment.capacity + SLACK;
     int64_t at = 0, wrong = 0, i = 0;
-#ifdef ST_AVX512
-    const __m512i every = _mm512_set1_epi32(static_cast<int>(MAGNITUDE));
-    const __m512i limit = _mm512_set1_epi32(static_cast<int>(kth));
-    const __m512i zeroed = _mm512_set1_epi32(static_cast<int>(middle));
-    for (; i + 16 <= segment.count; i += 16) {
-        const __m512i value = _mm512_loadu_si512(segment.values + i);
-        const __m512i magnitude = _mm512_and_si512(value, every);
-        const __mmask16 keep = winners(magnitude, limit, ties);
-        const int found = __builtin_popcount(keep);
-        const __mmask16 front = static_cast<__mmask16>(_bzhi_u32(0xffff, found));
-        const __m512i place = _mm512_loadu_si512(segment.places + i);
-        _mm512_mask_storeu_epi32(indices + at, front, _mm512_maskz_compress_epi32(keep, place));
-        _mm512_mask_storeu_epi32(values + at, front, _mm512_maskz_compress_epi32(keep, value));
-        at += found;
-        const __mmask16 amiss = keep ^ _mm512_cmpge_epu32_mask(magnitude, zeroed);
+#ifdef ST_VECTOR
+    const Vector limit = same(kth);
+    for (; i + WIDTH <= segment.count; i += WIDTH) {
+        const Vector value = load_vector(segment.values + i), place = load_vector(segment.places + i);
+        const Vector magnitude = magnitudes(value);
+        const uint32_t keep = winners(magnitude, limit, ties);
+        store_compressed(indices + at, keep, place, room - at);
+        at += store_compressed(values + at, keep, value, room - at);
+        const uint32_t amiss = keep ^ mask_of(reach(magnitude, middle));
         if (amiss == 0) continue;
-        const __m512i right = _mm512_maskz_mov_epi32(static_cast<__mmask16>(~keep), value);
-        _mm512_storeu_si512(segment.rest + wrong, _mm512_maskz_compress_epi32(amiss, place));
-        _mm512_storeu_si512(proper + wrong, _mm512_maskz_compress_epi32(amiss, right));
-        wrong += __builtin_popcount(amiss);
+        store_compressed(segment.rest + wrong, amiss, place);
+        wrong += store_compressed(proper + wrong, amiss, zero_where(lanes_of(keep), value));
     }
 #endif
     for (; i < segment.count; i++) {
@@ -287,7 +277,9 @@ void work(const Job& job, Team& team, int member, uint32_t* found, uint32_t* roo
         at += before.larger + taken;
         ties -= taken;
     }
-    correct(job, segment, emit(board, segment, ties, job.indices + at, job.values + at));
+    const Tally& own = board.tallies[member];
+    const int64_t share = own.larger + (own.equal < ties ? own.equal : ties);
+    correct(job, segment, emit(board, segment, ties, job.indices + at, job.values + at, share));
 }
 
 int64_t run(const Job& job, int64_t room, int threads) {

@@ -79,17 +79,11 @@ int64_t compact(const float* acc, int64_t size, uint32_t low, const Lists& lists
     int32_t* places = lists.places;
     uint32_t* magnitudes = lists.magnitudes;
     int64_t found = 0, i = 0;
-#ifdef ST_AVX512
-    const __m512i every = _mm512_set1_epi32(static_cast<int>(MAGNITUDE));
-    const __m512i limit = _mm512_set1_epi32(static_cast<int>(low));
-    __m512i place = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-    for (; i + 16 <= size; i += 16) {
-        const __m512i magnitude = _mm512_and_si512(_mm512_loadu_si512(acc + i), every);
-        const __mmask16 reaches = _mm512_cmpge_epu32_mask(magnitude, limit);
+#ifdef ST_VECTOR
+    for (; i + WIDTH <= size; i += WIDTH) {
+        const uint32_t reaches = mask_of(reach(st::magnitudes(load_vector(acc + i)), low));
         // In cache, a branch that is guessed wrong costs more than storing nothing.
-        _mm512_storeu_si512(places + found, _mm512_maskz_compress_epi32(reaches, place));
-        found += __builtin_popcount(reaches);
-        place = _mm512_add_epi32(place, _mm512_set1_epi32(16));
+        found += store_compressed(places + found, reaches, plus(same(static_cast<uint32_t>(i)), counting()));
     }
 #endif
     while (i < size) {
@@ -109,13 +103,11 @@ int64_t compact(const float* acc, int64_t size, uint32_t low, const Lists& lists
 // Moves the places of what is larger than `kth`, and of the first `ties` that equal it, to the front.
 void keep_winners(const Lists& lists, int64_t count, uint32_t kth, int64_t ties) {
     int64_t at = 0, i = 0;
-#ifdef ST_AVX512
-    const __m512i limit = _mm512_set1_epi32(static_cast<int>(kth));
-    for (; i + 16 <= count; i += 16) {
-        const __mmask16 keep = winners(_mm512_loadu_si512(lists.magnitudes + i), limit, ties);
-        const __m512i place = _mm512_loadu_si512(lists.places + i);
-        _mm512_storeu_si512(lists.places + at, _mm512_maskz_compress_epi32(keep, place));
-        at += __builtin_popcount(keep);
+#ifdef ST_VECTOR
+    const Vector limit = same(kth);
+    for (; i + WIDTH <= count; i += WIDTH) {
+        const uint32_t keep = winners(load_vector(lists.magnitudes + i), limit, ties);
+        at += store_compressed(lists.places + at, keep, load_vector(lists.places + i));
     }
 #endif
     for (; i < count; i++) {
