@@ -12,6 +12,7 @@ import dataclasses
 import ipaddress
 import json
 import os
+import pathlib
 import shutil
 import signal
 import subprocess
@@ -184,6 +185,10 @@ class Hosts:
     def inside(self, host: int) -> set[int]:
         """Return the ids of the processes in a host."""
         return namespaces.inside([self._name(host)])
+
+    def path(self, host: int) -> pathlib.Path:
+        """Return the file that stands for a host's network, as nsenter wants it."""
+        return namespaces.FOLDER / self._name(host)
 
     def kill(self, host: int) -> None:
         """End all programs in a host at once, as if its power were gone; the network stays."""

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparsetrain.collective.transport import Transport
+from sparsetrain.collective.connections import Connections
+from sparsetrain.collective.transport import PeerLost, Transport
 from sparsetrain.collective.world import World
 from sparsetrain.config.errors import JobError
 
@@ -24,7 +25,8 @@ class TransportTimeout(RuntimeError):
 
 
 class MpiTransport(Transport):
-    """The ranks of `communicator` (mpi4py's). Every call ends within `timeout` seconds or raises TransportTimeout.
+    """The ranks of `communicator` (mpi4py's). Every call ends within `timeout` seconds or raises TransportTimeout, and
+    raises PeerLost when `connections` are cut.
 
     After that the ranks are out of step: the transport is of no further use, and the process should end by
     `communicator.Abort`, since MPI's own end waits for all ranks. Tensors on the CPU are sent from and received into
@@ -32,10 +34,17 @@ class MpiTransport(Transport):
     rounded once. Raises ValueError for a message of 2 GiB and more; sums and broadcasts may be of any size.
     """
 
-    def __init__(self, communicator: Any, device: torch.device | None = None, timeout: float = 60.0) -> None:
+    def __init__(
+        self,
+        communicator: Any,
+        device: torch.device | None = None,
+        timeout: float = 60.0,
+        connections: Connections | None = None,
+    ) -> None:
         super().__init__(communicator.Get_rank(), communicator.Get_size(), device)
         self.communicator = communicator
         self.timeout = timeout
+        self.connections = connections or Connections()
         self.mpi = _load()
         self._parked: list[Any] = []
 
@@ -86,7 +95,11 @@ class MpiTransport(Transport):
             raise RuntimeError("this MPI library lets only one thread call at a time: no exchange can overlap here")
         communicator, request = self.communicator.Idup()
         self._wait("twin", [request], communicator)
-        return MpiTransport(communicator, self.device, self.timeout)
+        return MpiTransport(communicator, self.device, self.timeout, self.connections)
+
+    def cut(self) -> None:
+        """See Transport."""
+        self.connections.cut()
 
     def _free(self) -> None:
         if not self._parked:  # freeing waits for what is under way
@@ -94,11 +107,18 @@ class MpiTransport(Transport):
 
     def _wait(self, call: str, requests: list[Any], *buffers: Any) -> None:
         """Return when all requests are done. MPI has no wait with a limit, and moves data only while it is asked."""
+        with self.connections.used():
+            self._ask(call, requests, buffers)
+
+    def _ask(self, call: str, requests: list[Any], buffers: tuple[Any, ...]) -> None:
         started = time.monotonic()
         while not self.mpi.Request.Testall(requests):
             waited = time.monotonic() - started
-            if waited > self.timeout:
+            if self.connections.cut_off or waited > self.timeout:
                 self._parked.append((requests, buffers))  # MPI may yet write into them
+            if self.connections.cut_off:
+                raise PeerLost(self.connections.late or f"{call}: this rank has been cut off")
+            if waited > self.timeout:
                 raise TransportTimeout(f"{call} on rank {self.rank}: no answer from all others in {self.timeout:g} s")
             if waited < SPIN:
                 os.sched_yield()  # ranks may share a core: whoever has work goes first

@@ -162,6 +162,8 @@ class Cluster:
     address: str | None = None  # an existing Ray cluster; None starts a local one
     strategy: Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"] = "PACK"
     threads_per_worker: Count = 1  # torch threads; 0 keeps torch's own choice
+    # Who moves bytes between ranks: gloo or nccl, or MPI for ranks that mpiexec (or srun with MPI) has started.
+    transport: Literal["torch", "mpi"] = "torch"
     interface: str | None = None  # network interface for gloo and nccl; None: the one that routes to rank 0
     start_timeout: Above0 = 120.0  # seconds until all workers must be up
     first_timeout: Above0 = 300.0  # seconds without progress in a rank's first step

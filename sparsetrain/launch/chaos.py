@@ -182,6 +182,7 @@ def _wrong(job: Job, folder: pathlib.Path, result: dict[str, Any] | None, status
 def _left() -> str:
     """Return which workers of this process's own cluster live on, in words."""
     deadline = time.monotonic() + TEARDOWN
+    left: list[int] = []
     while time.monotonic() < deadline:
         left = []
         for process in children():

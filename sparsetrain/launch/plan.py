@@ -57,6 +57,8 @@ def ray_plan(job: Job, env: Mapping[str, str] = os.environ) -> LaunchPlan:
     Raises JobError for what no machine can give.
     """
     cluster = job.cluster
+    if cluster.transport == "mpi":
+        raise JobError("cluster.transport: mpi needs ranks that mpiexec has started (launchers/mpi.sh), not Ray's")
     if not cluster.address and cluster.strategy == "STRICT_SPREAD" and cluster.workers.max > 1:
         raise JobError(f"cluster.strategy: STRICT_SPREAD needs {cluster.workers.max} nodes; this machine is one")
     return LaunchPlan(

@@ -16,8 +16,9 @@ import torch.distributed as dist
 from torch.distributed.distributed_c10d import _set_pg_timeout
 
 from sparsetrain.collective.connections import Connections
+from sparsetrain.collective.mpi import MpiTransport
 from sparsetrain.collective.torch_dist import TorchTransport
-from sparsetrain.collective.transport import PeerLost
+from sparsetrain.collective.transport import Alone, PeerLost, Transport
 from sparsetrain.config.errors import JobError
 from sparsetrain.config.job import Job, Workers
 from sparsetrain.worker import interface
@@ -63,21 +64,32 @@ def process_group(
     log: Log,
     listener: socket.socket | None,
     connections: Connections,
-) -> Iterator[None]:
-    """Hold the default process group while the loop runs; a world of one rank needs none.
+    mpi: MpiTransport | None = None,
+) -> Iterator[Transport]:
+    """Hold the way to the other ranks while the loop runs: the default process group, or MPI where the job says so; a
+    world of one rank needs none. `mpi`: how ranks that mpiexec has started reach each other.
 
     On success all ranks meet and the group is destroyed: plain exits abort now and then. On failure there is no
-    meeting, since the others may be gone. Raises PeerLost when the group cannot be formed.
+    meeting, since the others may be gone. Raises PeerLost when the group cannot be formed, JobError where the job wants
+    MPI and nobody has started ranks with it.
     """
+    # The watchdog's limits are the ones that hold; torch's own and MPI's stand behind them.
+    limit = max(job.cluster.collective_timeout, job.cluster.first_timeout) + SLACK
     if place.size == 1:
-        yield
+        yield Alone(device)
+        return
+    if job.cluster.transport == "mpi":
+        if mpi is None:
+            raise JobError("cluster.transport: mpi needs ranks that mpiexec has started: mpiexec -n 4 python -m ...")
+        log(f"rank {place.rank} of {place.size} on {place.node}: MPI")
+        transport = MpiTransport(mpi.communicator, device, limit, connections)
+        yield transport
+        transport.barrier()
         return
     name = interface.choose(place.master_addr, job.cluster.interface, interface.interfaces())
     os.environ.update(interface.variables(name))
     backend = "nccl" if device.type == "cuda" else "gloo"
     log(f"rank {place.rank} of {place.size} on {place.node}: {backend} over {name or 'the default interface'}")
-    # The watchdog's limits are the ones that hold; torch's own stands behind them.
-    limit = max(job.cluster.collective_timeout, job.cluster.first_timeout) + SLACK
     connections.know([place.master_port])
     try:
         with connections.watched():
@@ -86,14 +98,15 @@ def process_group(
             # Gloo tries to reach a rank for as long as its collectives may take: at first that is no longer than this.
             dist.init_process_group(backend, store=store, rank=place.rank, world_size=place.size, timeout=meet)
             _set_pg_timeout(datetime.timedelta(seconds=limit))
-            TorchTransport(device, connections=connections).tell_ports()
+            transport = TorchTransport(device, connections=connections)
+            transport.tell_ports()
     except (RuntimeError, ValueError) as error:
         connections.cut()
         with contextlib.suppress(Exception):
             dist.destroy_process_group()
         raise PeerLost(f"the ranks do not meet: {error}") from error
     try:
-        yield
+        yield transport
         dist.barrier()
     except PeerLost:
         dist.destroy_process_group()

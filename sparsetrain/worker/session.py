@@ -16,8 +16,8 @@ from typing import Any
 import torch
 
 from sparsetrain.collective.connections import Connections
-from sparsetrain.collective.torch_dist import TorchTransport
-from sparsetrain.collective.transport import Alone, PeerLost
+from sparsetrain.collective.mpi import MpiTransport
+from sparsetrain.collective.transport import PeerLost
 from sparsetrain.collective.world import World
 from sparsetrain.config.cache import cache_folder
 from sparsetrain.config.job import Job
@@ -50,12 +50,16 @@ class Session:
         folder: pathlib.Path,
         log: Callable[[str], None],
         show: Callable[[dict[str, float]], None] | None = None,
+        mpi: MpiTransport | None = None,
+        saves: bool = False,
     ) -> None:
         from sparsetrain.engine.matmul import prefer_fast_matmul
         from sparsetrain.engine.memory import keep_freed_memory
         from sparsetrain.engine.rejoin import Surroundings
 
         self.job = job
+        self.mpi = mpi
+        self.saves = saves  # when it pauses: nobody will take this process into another group
         self.around = Surroundings(
             folder=folder, log=log, show=show, calibrations=cache_folder(os.environ) / "calibrations"
         )
@@ -85,8 +89,7 @@ class Session:
         device = pick_device(job, place)
         self.connections = connections = Connections()
         ended = threading.Event()
-        with process_group(job, place, device, self.around.log, listener, connections):
-            transport = TorchTransport(device, connections=connections) if place.size > 1 else Alone(device)
+        with process_group(job, place, device, self.around.log, listener, connections, self.mpi) as transport:
             world = World(
                 rank=place.rank,
                 size=place.size,
@@ -104,6 +107,8 @@ class Session:
                 self.began_at, self.training = trainer.state.step, True
                 trainer.state.update.assent.ask(self.asked, self.leaving)
                 result = trainer.run(resumes)
+                if self.saves and result.get("paused"):
+                    trainer.save()
             except PeerLost:
                 connections.cut()
                 self.trainer = self.trainer or former

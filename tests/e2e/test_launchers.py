@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import pathlib
 import shutil
 import subprocess
 import sys
+import time
 
+import mpi_ranks
 import pytest
 from commands import REPOSITORY, Desk
 
@@ -31,6 +34,13 @@ def test_local_passes_job_and_settings_on(tmp_path: pathlib.Path) -> None:
     shutil.rmtree(desk.temporary)
 
 
+@pytest.mark.skipif(shutil.which("shellcheck") is None, reason="shellcheck is not installed")
+def test_scripts_have_no_traps() -> None:
+    scripts = [*(REPOSITORY / "launchers").iterdir(), REPOSITORY / ".ci/run"]
+    done = subprocess.run(["shellcheck", *scripts], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+
+
 @pytest.mark.slow
 def test_torchrun_starts_as_many_ranks_as_it_is_told(tmp_path: pathlib.Path) -> None:
     desk = Desk(tmp_path)
@@ -40,3 +50,52 @@ def test_torchrun_starts_as_many_ranks_as_it_is_told(tmp_path: pathlib.Path) -> 
     assert "cluster:\n  workers: 3\n" in (tmp_path / "runs/tiny/job.yaml").read_text()
     assert desk.left() == {}
     shutil.rmtree(desk.temporary)
+
+
+needs_mpi = pytest.mark.skipif(bool(mpi_ranks.missing()), reason=mpi_ranks.missing())
+
+
+@pytest.mark.slow
+@needs_mpi
+def test_mpiexec_and_torchrun_train_alike_over_mpi_and_over_gloo(tmp_path: pathlib.Path) -> None:
+    desk = Desk(tmp_path)
+    settings = ("train.steps=12", "train.evaluate_every=3", "exchange.regime=sparse")
+    losses = {}
+    for name, script, more in (
+        ("mpi", "mpi.sh", ("cluster.transport=mpi",)),
+        ("gloo", "mpi.sh", ()),
+        ("torchrun", "torchrun.sh", ()),
+    ):
+        done = launch(desk, script, "job.yaml", f"name={name}", *settings, *more, **mpi_ranks.LOOPBACK)
+        assert done.returncode == 0, done.stderr
+        assert ("of 2 on" in done.stdout, ": MPI" in done.stdout) == (True, name == "mpi"), done.stdout
+        rows = [json.loads(line) for line in (tmp_path / f"runs/{name}/metrics.jsonl").read_text().splitlines()]
+        losses[name] = [row["eval/loss"] for row in rows if "eval/loss" in row]
+        assert json.loads((tmp_path / f"runs/{name}/launch.json").read_text())["launcher"] in ("mpi", "torchrun")
+    assert len(losses["mpi"]) == 4 and losses["mpi"] == losses["gloo"] == losses["torchrun"]
+    assert desk.left() == {}
+    shutil.rmtree(desk.temporary)
+
+
+@pytest.mark.slow
+@needs_mpi
+@pytest.mark.parametrize("transport", ["torch", "mpi"])
+def test_a_rank_that_fails_under_mpiexec_ends_the_job_and_says_why(tmp_path: pathlib.Path, transport: str) -> None:
+    desk = Desk(tmp_path)
+    began = time.monotonic()
+    more = (f"cluster.transport={transport}", "model.name=slowly:Boom")
+    done = launch(desk, "mpi.sh", "job.yaml", *more, **mpi_ranks.LOOPBACK)
+    assert done.returncode != 0
+    assert "rank 1 on" in done.stderr and "failed: ValueError: boom in step 3" in done.stderr
+    assert "Traceback" in done.stderr
+    assert time.monotonic() - began < 60
+    assert desk.left() == {}
+    shutil.rmtree(desk.temporary)
+
+
+@needs_mpi
+def test_a_mistake_in_the_job_is_one_line_under_mpiexec(tmp_path: pathlib.Path) -> None:
+    desk = Desk(tmp_path)
+    done = launch(desk, "mpi.sh", "job.yaml", "cluster.transprt=mpi", **mpi_ranks.LOOPBACK)
+    assert done.returncode == 2
+    assert done.stderr.count("cluster.transprt: unknown") == 1 and "did you mean 'transport'" in done.stderr

@@ -74,3 +74,8 @@ def test_one_machine_cannot_be_two_nodes() -> None:
         ray_plan(job)
     elsewhere = parse({"name": "one", "cluster": {"strategy": "STRICT_SPREAD", "address": "auto"}})
     assert ray_plan(elsewhere).address == "auto"
+
+
+def test_ranks_of_ray_do_not_talk_over_mpi() -> None:
+    with pytest.raises(JobError, match=r"^cluster\.transport: mpi needs ranks that mpiexec has started"):
+        ray_plan(parse({"name": "one", "cluster": {"transport": "mpi"}}))

@@ -1,0 +1,139 @@
+"""Jobs in a real Slurm on hosts of their own: what launchers/slurm.sbatch does, and how such jobs end."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import time
+from collections.abc import Generator
+
+import pytest
+import slurm as cluster
+from commands import REPOSITORY, Desk
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.slurm,
+    pytest.mark.timeout(180),
+    pytest.mark.skipif(bool(cluster.missing()), reason=cluster.missing()),
+]
+SCRIPT = str(REPOSITORY / "launchers" / "slurm.sbatch")
+
+
+@pytest.fixture(scope="module")
+def nodes(tmp_path_factory: pytest.TempPathFactory) -> Generator[cluster.Slurm]:
+    desk = Desk(tmp_path_factory.mktemp("slurm"))
+    with cluster.slurm(desk, 2) as two:
+        yield two
+    assert desk.left() == {}
+
+
+def submit(nodes: cluster.Slurm, name: str, *settings: str) -> str:
+    code, said = nodes.call(
+        "sbatch", "--parsable", f"--output={name}.out", SCRIPT, "job.yaml", f"name={name}", *settings
+    )
+    assert code == 0, said
+    return said.strip()
+
+
+def state(nodes: cluster.Slurm, job: str) -> str:
+    """Return what the controller says of a job."""
+    words = nodes.call("scontrol", "show", "job", job)[1].split()
+    return next((word.removeprefix("JobState=") for word in words if word.startswith("JobState=")), "")
+
+
+def ended(nodes: cluster.Slurm, name: str, job: str, seconds: float) -> str:
+    """Return the state in which a job has ended."""
+    output = nodes.desk.folder / f"{name}.out"
+    cluster.wait(
+        lambda: state(nodes, job) not in ("PENDING", "RUNNING", "COMPLETING", "CONFIGURING"),
+        seconds,
+        lambda: output.read_text() if output.exists() else "nothing printed",
+    )
+    return state(nodes, job)
+
+
+def losses(folder: pathlib.Path) -> dict[int, float]:
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return {int(row["train/step"]): row["eval/loss"] for row in rows if "eval/loss" in row}
+
+
+def told(nodes: cluster.Slurm, name: str) -> dict[str, object]:
+    path = nodes.desk.folder / f"runs/{name}/run.json"
+    return json.loads(path.read_text()) if path.is_file() else {}
+
+
+def test_the_script_is_one_that_slurm_takes(nodes: cluster.Slurm) -> None:
+    code, said = nodes.call("sbatch", "--test-only", SCRIPT, "job.yaml")
+    assert code == 0 and "using 2 processors on nodes node[1-2]" in said
+
+
+def test_srun_trains_on_two_hosts_as_torchrun_does_on_one(nodes: cluster.Slurm) -> None:
+    folder = nodes.desk.folder
+    job = submit(nodes, "sbatch")
+    assert ended(nodes, "sbatch", job, 100) == "COMPLETED", (folder / "sbatch.out").read_text()
+    assert "rank 0 of 2 on node1: gloo over eth0" in (folder / "sbatch.out").read_text()
+    torchrun = [
+        "torchrun",
+        "--standalone",
+        "--nproc-per-node=2",
+        "-m",
+        "sparsetrain.worker",
+        "job.yaml",
+        "name=torchrun",
+    ]
+    code, said = nodes.call(*torchrun, seconds=100)
+    assert code == 0, said
+    assert losses(folder / "runs/sbatch") == losses(folder / "runs/torchrun") and losses(folder / "runs/sbatch")
+    assert json.loads((folder / "runs/sbatch/launch.json").read_text())["launcher"] == "slurm"
+
+
+def test_a_job_whose_time_is_over_saves_queues_again_and_goes_on_bit_for_bit(nodes: cluster.Slurm) -> None:
+    settings = ("train.steps=24", "model.name=slowly:Slow")
+    job = submit(nodes, "again", *settings)
+    metrics = nodes.desk.folder / "runs/again/metrics.jsonl"
+    cluster.wait(lambda: metrics.exists() and bool(metrics.read_text()), 60, lambda: "no row")
+    assert nodes.call("scancel", "--signal=USR1", job)[0] == 0  # as --signal does
+    cluster.wait(lambda: state(nodes, job) == "PENDING", 30, lambda: (nodes.desk.folder / "again.out").read_text())
+    said = (nodes.desk.folder / "again.out").read_text()
+    assert "again: saved at step " in said and f"slurm: job {job} is requeued" in said
+    assert told(nodes, "again")["status"] == "interrupted"
+    # Slurm waits two minutes before it starts a job again that has just run.
+    assert nodes.call("scontrol", "update", f"JobId={job}", "StartTime=now")[0] == 0
+    assert ended(nodes, "again", job, 120) == "COMPLETED", (nodes.desk.folder / "again.out").read_text()
+    assert told(nodes, "again")["attempts"] == 2
+    straight = submit(nodes, "straight", *settings)
+    assert ended(nodes, "straight", straight, 100) == "COMPLETED"
+    digests = [told(nodes, name)["result"]["weights_digest"] for name in ("again", "straight")]  # type: ignore[index]
+    assert digests[0] == digests[1]
+
+
+def test_a_rank_that_fails_ends_the_job_and_says_why(nodes: cluster.Slurm) -> None:
+    job = submit(nodes, "boom", "model.name=slowly:Boom")
+    assert ended(nodes, "boom", job, 60) == "FAILED"
+    said = (nodes.desk.folder / "boom.out").read_text()
+    assert "rank 1 on node2 failed: ValueError: boom in step 3" in said and "Traceback" in said
+    assert "rank 1" in str(told(nodes, "boom")["cause"])
+
+
+def test_a_mistake_in_the_job_is_one_line(nodes: cluster.Slurm) -> None:
+    job = submit(nodes, "wrong", "train.stepz=3")
+    assert ended(nodes, "wrong", job, 60) == "FAILED"
+    said = (nodes.desk.folder / "wrong.out").read_text()
+    assert said.count("train.stepz: unknown") == 1 and "did you mean 'steps'" in said
+
+
+def test_scancel_leaves_nothing(nodes: cluster.Slurm) -> None:
+    job = submit(nodes, "cancelled", "model.name=slowly:Slow", "train.steps=1000")
+    metrics = nodes.desk.folder / "runs/cancelled/metrics.jsonl"
+    cluster.wait(lambda: metrics.exists() and bool(metrics.read_text()), 60, lambda: "no row")
+    began = time.monotonic()
+    assert nodes.call("scancel", job)[0] == 0
+    assert ended(nodes, "cancelled", job, 40) == "CANCELLED"
+    cluster.wait(lambda: not workers(nodes), 20, lambda: str(workers(nodes)))
+    assert time.monotonic() - began < 30
+    assert told(nodes, "cancelled")["status"] == "interrupted"
+
+
+def workers(nodes: cluster.Slurm) -> list[str]:
+    return [line for line in nodes.desk.processes().values() if "sparsetrain.worker" in line]
