@@ -41,6 +41,22 @@ def run(source: str, overrides: tuple[str, ...], dry_run: bool, as_json: bool, f
 
 
 @cli.command()
+@click.argument("source", metavar="JOB")
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option("--on", default=None, metavar="LAUNCHER", help="Short for cluster.launcher=LAUNCHER.")
+@click.option("--dry-run", is_flag=True, help="Show the plan: what would be started where, and every file.")
+@click.option("--wait", is_flag=True, help="Slurm: show the output until the job ends; Ctrl-C cancels it.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document on standard output.")
+def launch(source: str, overrides: tuple[str, ...], on: str | None, dry_run: bool, as_json: bool, wait: bool) -> None:
+    """Give JOB to the launcher that it names: ray, torchrun, mpi, slurm."""
+    from sparsetrain.config.load import load_job
+    from sparsetrain.launch.launch import launch_job
+
+    named = (f"cluster.launcher={on}",) if on else ()
+    sys.exit(launch_job(load_job(source, (*named, *overrides)), dry_run, as_json, wait))
+
+
+@cli.command()
 @click.argument("name")
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document on standard output.")

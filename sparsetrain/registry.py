@@ -119,6 +119,12 @@ KINDS: dict[str, dict[str, str]] = {
         "group_lasso": "sparsetrain.masks.regularisers.group_lasso:GroupLasso",
         "hoyer": "sparsetrain.masks.regularisers.hoyer:Hoyer",
     },
+    "launcher": {
+        "ray": "sparsetrain.launch.launchers.ray:Ray",
+        "torchrun": "sparsetrain.launch.launchers.torchrun:Torchrun",
+        "mpi": "sparsetrain.launch.launchers.mpi:Mpi",
+        "slurm": "sparsetrain.launch.launchers.slurm:Slurm",
+    },
     "sink": {
         "jsonl": "sparsetrain.track.jsonl:JsonlSink",
         "wandb": "sparsetrain.track.wandb:WandbSink",
@@ -140,6 +146,7 @@ METHODS: dict[str, tuple[str, ...]] = {
     "structure": ("layout",),
     "mask_schedule": ("updates", "sparsity"),
     "regulariser": ("pull",),
+    "launcher": ("plan",),
     "sink": ("log", "close"),
 }
 

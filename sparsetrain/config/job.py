@@ -162,6 +162,8 @@ class Cluster:
     address: str | None = None  # an existing Ray cluster; None starts a local one
     strategy: Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"] = "PACK"
     threads_per_worker: Count = 1  # torch threads; 0 keeps torch's own choice
+    # Who starts the workers, for the verb launch; `run` starts them on Ray by itself.
+    launcher: Annotated[Component, Named("launcher", "ray")] = "ray"  # pyrefly: ignore[bad-assignment]
     # Who moves bytes between ranks: gloo or nccl, or MPI for ranks that mpiexec (or srun with MPI) has started.
     transport: Literal["torch", "mpi"] = "torch"
     interface: str | None = None  # network interface for gloo and nccl; None: the one that routes to rank 0

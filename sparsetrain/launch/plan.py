@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import shlex
 from collections.abc import Mapping
 from typing import Any
 
@@ -27,17 +28,29 @@ KEYS = (
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class File:
+    """A file that a launcher needs, written before its command is run."""
+
+    path: str
+    text: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class LaunchPlan:
-    """How a run is started. `cpus` and `gpus` are per worker; `address` is None for a cluster of our own."""
+    """How a run is started. `cpus` and `gpus` are per worker; `address` is None for a cluster of our own; `nodes` is
+    None where the cluster decides; `command` is empty where this process starts the workers itself."""
 
     name: str
     launcher: str
     workers: int
     cpus: float
     gpus: float
+    nodes: int | None = None
     strategy: str | None = None
     address: str | None = None
     environment: tuple[str, ...] = ()
+    command: tuple[str, ...] = ()
+    files: tuple[File, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """Return what launch.json holds."""
@@ -45,7 +58,9 @@ class LaunchPlan:
 
     def line(self) -> str:
         """Return the plan in one line for people."""
-        where = f" at {self.address}" if self.address else " on this machine"
+        where = (
+            f" at {self.address}" if self.address else f" on {self.nodes} node(s)" if self.nodes else " on this machine"
+        )
         each = f"{self.cpus:g} CPU" + (f", {self.gpus:g} GPU" if self.gpus else "")
         order = f", {self.strategy}" if self.strategy else ""
         return f"{self.name}: {self.workers} worker(s) of {each} by {self.launcher}{where}{order}"
@@ -57,6 +72,9 @@ def ray_plan(job: Job, env: Mapping[str, str] = os.environ) -> LaunchPlan:
     Raises JobError for what no machine can give.
     """
     cluster = job.cluster
+    if cluster.launcher.name != "ray":
+        name = cluster.launcher.name
+        raise JobError(f"cluster.launcher: this verb starts Ray; `sparsetrain launch` gives the job to {name}")
     if cluster.transport == "mpi":
         raise JobError("cluster.transport: mpi needs ranks that mpiexec has started (launchers/mpi.sh), not Ray's")
     if not cluster.address and cluster.strategy == "STRICT_SPREAD" and cluster.workers.max > 1:
@@ -71,6 +89,16 @@ def ray_plan(job: Job, env: Mapping[str, str] = os.environ) -> LaunchPlan:
         address=cluster.address,
         environment=relevant(env),
     )
+
+
+def page(plan: LaunchPlan) -> str:
+    """Return the whole plan for people: what is started where, the files, the command, the names of variables."""
+    lines = [plan.line(), f"  command  {shlex.join(plan.command)}"]
+    if plan.environment:
+        lines.append(f"  from the environment: {', '.join(plan.environment)}")
+    for file in plan.files:
+        lines += [f"  file {file.path}", *(f"    {line}" for line in file.text.splitlines())]
+    return "\n".join(lines)
 
 
 def relevant(env: Mapping[str, str]) -> tuple[str, ...]:

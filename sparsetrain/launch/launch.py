@@ -1,0 +1,105 @@
+"""The verb `launch`: a job to whoever starts the workers, with everything shown before."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping
+
+from sparsetrain.config.errors import JobError
+from sparsetrain.config.files import write_whole
+from sparsetrain.config.job import Job
+from sparsetrain.config.load import parse, to_tree, to_yaml
+from sparsetrain.launch.launchers.request import Request
+from sparsetrain.launch.plan import LaunchPlan, page
+from sparsetrain.launch.run import Options, run_job, show_plan
+from sparsetrain.launch.slurm_job import STOPPED, follow, submit
+from sparsetrain.worker import existing, record, stored
+
+FOLDER = "launch"  # in the run folder
+
+
+def plan_of(job: Job, env: Mapping[str, str]) -> LaunchPlan:
+    """Return what launching the job would start. Raises JobError."""
+    folder = record.run_folder(job) / FOLDER
+    request = Request(job=job, path=str(folder / "job.yaml"), folder=str(folder), env=env)
+    plan = job.cluster.launcher.build().plan(request)
+    assert isinstance(plan, LaunchPlan)
+    return plan
+
+
+def launch_job(job: Job, dry: bool, as_json: bool, wait: bool) -> int:
+    """Start the job as `cluster.launcher` says, and return the exit code: that of what was started, 130 when it was
+    stopped. With Slurm the job is submitted; `wait` follows it to its end. `dry`: only show what would be started."""
+    if job.cluster.launcher.name == "ray":
+        return show_plan(job, Options(as_json=as_json)) if dry else run_job(job, Options(as_json=as_json))
+    plan = plan_of(job, os.environ)
+    if dry:
+        print(json.dumps(plan.as_dict(), indent=2) if as_json else page(plan))
+        return 0
+    folder = record.run_folder(job)
+    if existing.finished(job, folder, f"give a new name (name={existing.next_name(folder)}), or move {folder} aside"):
+        print(f"{job.name}: already finished ({folder})")
+        return 0
+    stored.refuse(job, folder, fresh=False)
+    _write(plan, job, folder / FOLDER)
+    print(plan.line(), file=sys.stderr if as_json else sys.stdout, flush=True)
+    if plan.launcher != "slurm":
+        return _attached(plan, as_json)
+    number = submit(plan)
+    output = folder / FOLDER / f"{number}.out"
+    if as_json:
+        print(json.dumps({"job": number, "output": str(output)}), flush=True)
+    else:
+        print(f"slurm job {number}; output {output}; stop it with: scancel {number}", flush=True)
+    return follow(number, output, sys.stderr if as_json else sys.stdout) if wait else 0
+
+
+def _write(plan: LaunchPlan, job: Job, folder: pathlib.Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_whole(folder / "job.yaml", to_yaml(_for_ranks(job)))
+        for file in plan.files:
+            write_whole(pathlib.Path(file.path), file.text)
+    except OSError as error:
+        raise JobError(f"log.folder: cannot write {folder}: {error.strerror or error}") from error
+
+
+def _for_ranks(job: Job) -> Job:
+    """Return the job without its launcher: whoever reads it has been started already."""
+    tree = to_tree(job)
+    del tree["cluster"]["launcher"]
+    return parse(tree)
+
+
+def _attached(plan: LaunchPlan, as_json: bool) -> int:
+    """Run the command of the plan here and return its exit code; signals that come here go on to it.
+
+    Ctrl-C reaches it from the terminal anyway, and does not end this process, which waits for it.
+    """
+    started: list[subprocess.Popen[bytes]] = []
+    early: list[int] = []
+
+    def pass_on(number: int, frame: object) -> None:
+        if started:
+            started[0].send_signal(number)
+        else:
+            early.append(number)
+
+    before = {number: signal.signal(number, pass_on) for number in (signal.SIGTERM, signal.SIGHUP)}
+    before[signal.SIGINT] = signal.signal(signal.SIGINT, lambda number, frame: None)
+    try:
+        started.append(subprocess.Popen(plan.command, stdout=sys.stderr if as_json else None))
+        for number in early:
+            started[0].send_signal(number)
+        code = started[0].wait()
+    except OSError as error:
+        raise JobError(f"cluster.launcher: {plan.command[0]}: {error.strerror}") from None
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    return STOPPED if code in (-signal.SIGINT, -signal.SIGTERM) else code if code >= 0 else 128 - code

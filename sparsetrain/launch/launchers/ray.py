@@ -1,0 +1,23 @@
+"""Ray: on this machine, or in the cluster that the job names."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from sparsetrain.launch.launchers.request import Request
+from sparsetrain.launch.plan import LaunchPlan, ray_plan
+
+
+class Ray:
+    """Workers on Ray, looked after by this process: lost ones are replaced."""
+
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Config:
+        """Nothing to choose; `cluster.address` names a cluster."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+
+    def plan(self, request: Request) -> LaunchPlan:
+        """Return what would be started. Raises JobError for a mistake in the job."""
+        return ray_plan(request.job, request.env)

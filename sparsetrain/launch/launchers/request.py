@@ -1,0 +1,44 @@
+"""What a launcher is asked for, and the checks that several of them share."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+import sys
+from collections.abc import Mapping
+
+from sparsetrain.config.errors import JobError
+from sparsetrain.config.job import Job
+
+MODULE = ("-m", "sparsetrain.worker")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Request:
+    """Start `job`, whose file is at `path` for every rank; files of the launcher go to `folder`. `env`: the
+    environment in which programs are looked for. `python`: the interpreter of all ranks, at this path on all nodes."""
+
+    job: Job
+    path: str
+    folder: str
+    env: Mapping[str, str]
+    python: str = sys.executable
+
+    def per_node(self, nodes: int, field: str) -> int:
+        """Return the workers of a node. Raises JobError where they are not the same on all, for the field `field`."""
+        workers = self.job.cluster.workers
+        if workers.varies:
+            raise JobError(
+                f"cluster.workers: {workers.min} to {workers.max} is for Ray; {self.job.cluster.launcher.name} starts a"
+                " fixed number"
+            )
+        if workers.max % nodes:
+            raise JobError(f"{field}: {nodes} nodes do not share cluster.workers ({workers.max}) evenly")
+        return workers.max // nodes
+
+    def program(self, name: str, advice: str) -> str:
+        """Return the path of a program. Raises JobError with the advice when there is none."""
+        found = shutil.which(name, path=self.env.get("PATH"))
+        if found is None:
+            raise JobError(f"cluster.launcher: {name} is not installed here; {advice}")
+        return found

@@ -1,0 +1,86 @@
+"""A Slurm allocation: srun starts one worker a task, without Ray."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import shlex
+from typing import Annotated
+
+from pydantic import Field
+
+from sparsetrain.config.numbers import Count, Positive
+from sparsetrain.launch.launchers.request import MODULE, Request
+from sparsetrain.launch.plan import File, LaunchPlan, relevant
+
+# Options end up as words in a script that Slurm reads line by line.
+Word = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.,:@%+-]*$", max_length=200)]
+Time = Annotated[str, Field(pattern=r"^([0-9]+-)?[0-9]{1,3}(:[0-9]{2}){0,2}$")]
+
+SCRIPT = """\
+#!/bin/bash
+{comment}{directives}
+set -eu
+{setup}# A failing rank ends the others at once; ranks find each other on the job's first node.
+exec srun --kill-on-bad-exit=1 --wait=30 {worker}
+"""
+SETUP = "# A virtual environment, modules or a container of yours go here.\n"
+
+
+class Slurm:
+    """A batch job whose tasks are the workers; it saves and queues again before its time is over."""
+
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Config:
+        """`time` as Slurm writes it; `notice` seconds before it is over the job saves and queues again (0: never)."""
+
+        nodes: Positive = 1
+        time: Time = "01:00:00"
+        partition: Word | None = None
+        account: Word | None = None
+        qos: Word | None = None
+        constraint: Word | None = None
+        notice: Count = 120
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+
+    def plan(self, request: Request) -> LaunchPlan:
+        """Return what would be submitted. Raises JobError for a mistake in the job."""
+        job = request.job
+        each = request.per_node(self.config.nodes, "cluster.launcher.nodes")
+        sbatch = request.program("sbatch", "submit from a machine of the cluster")
+        path = f"{request.folder}/slurm.sbatch"
+        cpus, gpus = job.cluster.cpus_per_worker, job.cluster.gpus_per_worker
+        lines = self.directives(job.name, f"{request.folder}/%j.out", each, cpus, gpus)
+        return LaunchPlan(
+            name=job.name,
+            launcher="slurm",
+            nodes=self.config.nodes,
+            workers=job.cluster.workers.max,
+            cpus=cpus,
+            gpus=gpus,
+            environment=relevant(request.env),
+            command=(sbatch, "--parsable", path),
+            files=(File(path=path, text=script(lines, shlex.join([request.python, *MODULE, request.path]))),),
+        )
+
+    def directives(self, name: str, output: str, tasks: int, cpus: float = 1.0, gpus: float = 0.0) -> list[str]:
+        """Return the options of sbatch for so many tasks a node, each with so many CPUs and GPUs."""
+        config = self.config
+        lines = [f"--job-name={name}", f"--nodes={config.nodes}", f"--ntasks-per-node={tasks}"]
+        lines.append(f"--cpus-per-task={math.ceil(cpus)}")
+        if gpus:
+            lines.append(f"--gpus-per-task={math.ceil(gpus)}")
+        lines.append(f"--time={config.time}")
+        for name in ("partition", "account", "qos", "constraint"):
+            if value := getattr(config, name):
+                lines.append(f"--{name}={value}")
+        lines += [f"--output={output}", "--open-mode=append"]
+        return [*lines, "--requeue", f"--signal=USR1@{config.notice}"] if config.notice else [*lines, "--no-requeue"]
+
+
+def script(directives: list[str], worker: str, comment: str = "") -> str:
+    """Return a batch script that runs `worker` in every task."""
+    lines = "\n".join(f"#SBATCH {line}" for line in directives)
+    return SCRIPT.format(comment=comment, directives=lines, setup=SETUP, worker=worker)

@@ -1,0 +1,248 @@
+"""The verb launch: the plan of each launcher, what is refused, and that exit codes and signals pass through."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import signal
+import stat
+import subprocess
+import sys
+import time
+from typing import Any
+
+import mpi_ranks
+import pytest
+from click.testing import CliRunner
+from commands import REPOSITORY
+
+from sparsetrain import registry
+from sparsetrain.cli import cli
+from sparsetrain.config.errors import JobError
+from sparsetrain.config.load import load_job, parse
+from sparsetrain.launch import slurm_job
+from sparsetrain.launch.launch import plan_of
+from sparsetrain.launch.launchers.slurm import Slurm, script
+from sparsetrain.launch.plan import LaunchPlan, page
+
+FLAVOURS = {"MPICH": "HYDRA build details:", "Open MPI": "mpirun (Open MPI) 5.0.11"}
+
+
+def program(folder: pathlib.Path, name: str, body: str) -> None:
+    path = folder / name
+    path.write_text(f"#!/bin/sh\n{body}\n")
+    path.chmod(path.stat().st_mode | stat.S_IXUSR)
+
+
+@pytest.fixture
+def programs(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> pathlib.Path:
+    """A folder with programs that only say what they are, in front of all others."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    for name in ("torchrun", "sbatch"):
+        program(folder, name, "exit 0")
+    program(folder, "mpiexec", f"echo '{FLAVOURS['MPICH']}'")
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+    monkeypatch.chdir(tmp_path)
+    return folder
+
+
+def plan(launcher: Any, workers: Any = 4, **cluster: Any) -> LaunchPlan:
+    tree = {"name": "one", "cluster": {"launcher": launcher, "workers": workers, **cluster}}
+    return plan_of(parse(tree), os.environ)
+
+
+@pytest.mark.parametrize("name", registry.names("launcher"))
+def test_every_launcher_shows_its_plan_and_writes_nothing(programs: pathlib.Path, name: str) -> None:
+    done = CliRunner().invoke(cli, ["launch", "quickstart", "--on", name, "--dry-run"])
+    assert done.exit_code == 0, done.output
+    assert done.output.startswith("quickstart: 2 worker(s) of 1 CPU by ")
+    found = json.loads(CliRunner().invoke(cli, ["launch", "quickstart", "--on", name, "--dry-run", "--json"]).output)
+    shown = found["plans"][0] if "plans" in found else found
+    assert (shown["launcher"], shown["workers"]) == (name, 2)
+    assert os.listdir() == ["bin"]
+
+
+def test_torchrun_on_one_machine_and_on_several(programs: pathlib.Path) -> None:
+    path = str(pathlib.Path("runs/one/launch/job.yaml").absolute())
+    start = (str(programs / "torchrun"), "--standalone", "--nproc-per-node", "4", "-m", "sparsetrain.worker", path)
+    assert plan("torchrun").command == start
+    several = plan({"name": "torchrun", "nodes": 2, "endpoint": "localhost:29400"})
+    assert several.command[1:3] == ("--nnodes", "2") and several.command[-5:-3] == ("--nproc-per-node", "2")
+    assert several.nodes == 2 and " on 2 node(s)" in several.line()
+
+
+@pytest.mark.parametrize(
+    ("flavour", "local", "options", "line"),
+    [("MPICH", [], "-f", "localhost:2"), ("Open MPI", ["--oversubscribe"], "--hostfile", "localhost slots=2")],
+)
+def test_both_mpis(programs: pathlib.Path, flavour: str, local: list[str], options: str, line: str) -> None:
+    program(programs, "mpiexec", f"echo '{FLAVOURS[flavour]}'")
+    path = str(pathlib.Path("runs/one/launch/job.yaml").absolute())
+    worker = [sys.executable, "-m", "sparsetrain.worker", path]
+    assert list(plan("mpi").command) == [str(programs / "mpiexec"), *local, "-n", "4", *worker]
+    hosts = plan({"name": "mpi", "hosts": ["localhost", "127.0.0.1"]})
+    (file,) = hosts.files
+    assert hosts.command[1:3] == (options, file.path) and file.text.splitlines()[0] == line
+    assert file.path in page(hosts) and line in page(hosts)
+
+
+@pytest.mark.skipif(bool(mpi_ranks.missing()), reason=mpi_ranks.missing())
+def test_the_mpiexec_that_is_installed_is_known() -> None:
+    assert plan("mpi", workers=2).command[1] in ("-n", "--oversubscribe")
+
+
+def test_a_batch_script(programs: pathlib.Path) -> None:
+    options = {
+        "name": "slurm",
+        "nodes": 2,
+        "time": "1-02:00:00",
+        "partition": "gpu",
+        "account": "team_1",
+        "notice": 300,
+    }
+    (file,) = plan(options, cpus_per_worker=1.5, gpus_per_worker=1).files
+    lines = [line.removeprefix("#SBATCH ") for line in file.text.splitlines() if line.startswith("#SBATCH")]
+    assert lines == [
+        "--job-name=one",
+        "--nodes=2",
+        "--ntasks-per-node=2",
+        "--cpus-per-task=2",
+        "--gpus-per-task=1",
+        "--time=1-02:00:00",
+        "--partition=gpu",
+        "--account=team_1",
+        f"--output={pathlib.Path('runs/one/launch').absolute()}/%j.out",
+        "--open-mode=append",
+        "--requeue",
+        "--signal=USR1@300",
+    ]
+    (never,) = plan({"name": "slurm", "notice": 0}).files
+    assert "--no-requeue" in never.text and "--signal" not in never.text
+
+
+def test_the_script_to_copy_is_what_the_launcher_writes() -> None:
+    text = (REPOSITORY / "launchers/slurm.sbatch").read_text()
+    comment = "".join(line for line in text.splitlines(keepends=True)[1:] if line.startswith("# "))
+    comment = comment[: comment.index("# A virtual environment")]
+    lines = Slurm(Slurm.Config(nodes=2)).directives("sparsetrain", "%x-%j.out", 1)
+    assert text == script(lines, 'python -m sparsetrain.worker "${@:-quickstart}"', comment)
+
+
+@pytest.mark.parametrize(
+    ("launcher", "workers", "said"),
+    [
+        (
+            {"name": "torchrun", "nodes": 3, "endpoint": "localhost:1"},
+            4,
+            "cluster.launcher.nodes: 3 nodes do not share",
+        ),
+        ({"name": "torchrun", "nodes": 2}, 4, "cluster.launcher.endpoint: give HOST:PORT"),
+        (
+            {"name": "torchrun", "nodes": 2, "endpoint": "nowhere.invalid:1"},
+            4,
+            "cluster.launcher.endpoint: nowhere.inv",
+        ),
+        ({"name": "mpi", "hosts": ["localhost", "nowhere.invalid"]}, 4, "cluster.launcher.hosts: no host 'nowhere.inv"),
+        ({"name": "slurm", "nodes": 3}, 4, "cluster.launcher.nodes: 3 nodes do not share cluster.workers (4) evenly"),
+        ("slurm", {"min": 2, "max": 4}, "cluster.workers: 2 to 4 is for Ray; slurm starts a fixed number"),
+    ],
+)
+def test_what_cannot_be_started_is_refused(programs: pathlib.Path, launcher: Any, workers: Any, said: str) -> None:
+    with pytest.raises(JobError) as refused:
+        plan(launcher, workers)
+    assert str(refused.value).startswith(said)
+
+
+@pytest.mark.parametrize("word", ["gpu\n#SBATCH --wrap=x", "$(id)", "a b", "-x", ""])
+def test_no_option_can_bring_a_line_of_its_own(word: str) -> None:
+    with pytest.raises(JobError, match=r"^cluster\.launcher\.partition: "):
+        parse({"name": "one", "cluster": {"launcher": {"name": "slurm", "partition": word}}})
+
+
+@pytest.mark.parametrize("name", ["torchrun", "mpi", "slurm"])
+def test_a_missing_program_is_named(name: str, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    done = CliRunner().invoke(cli, ["launch", "quickstart", "--on", name])
+    assert isinstance(done.exception, JobError) and "is not installed here" in str(done.exception)
+
+
+def test_run_does_not_start_what_belongs_to_another_launcher(tmp_path: pathlib.Path) -> None:
+    done = CliRunner().invoke(
+        cli, ["run", "quickstart", "cluster.launcher=slurm", f"log.folder={tmp_path}", "--dry-run"]
+    )
+    assert str(done.exception).startswith(
+        "cluster.launcher: this verb starts Ray; `sparsetrain launch` gives the job to"
+    )
+
+
+@pytest.mark.parametrize("code", [0, 3])
+def test_the_exit_code_is_that_of_what_was_started(programs: pathlib.Path, code: int) -> None:
+    program(programs, "torchrun", f'cp "$6" seen.yaml; exit {code}')
+    done = CliRunner().invoke(cli, ["launch", "quickstart", "--on", "torchrun", "train.steps=7"])
+    assert done.exit_code == code
+    seen = load_job("seen.yaml", ())
+    assert (seen.train.steps, seen.cluster.launcher.name) == (7, "ray")  # ranks are told nothing of who starts them
+
+
+def test_a_signal_goes_on_to_what_was_started(programs: pathlib.Path) -> None:
+    program(programs, "torchrun", "trap 'echo told; exit 9' TERM; echo up; while :; do sleep 0.1; done")
+    words = [sys.executable, "-m", "sparsetrain", "launch", "quickstart", "--on", "torchrun"]
+    process = subprocess.Popen(
+        words, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    )
+    assert process.stdout is not None
+    assert [process.stdout.readline() for _ in range(2)][1] == "up\n"
+    process.send_signal(signal.SIGTERM)
+    assert process.communicate(timeout=20)[0] == "told\n" and process.returncode == 9
+
+
+def test_an_answer_of_sbatch_that_is_no_number_is_an_error(programs: pathlib.Path) -> None:
+    program(programs, "sbatch", "echo hello")
+    done = CliRunner().invoke(cli, ["launch", "quickstart", "--on", "slurm"])
+    assert str(done.exception) == "cluster.launcher: sbatch answered 'hello', not the number of a job"
+    program(programs, "sbatch", "echo 'Invalid partition name specified' >&2; exit 1")
+    done = CliRunner().invoke(cli, ["launch", "quickstart", "--on", "slurm"])
+    assert str(done.exception) == "cluster.launcher: sbatch refuses: Invalid partition name specified"
+
+
+def test_a_submitted_job_is_followed_to_its_end(programs: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(slurm_job, "POLL_S", 0.01)
+    program(programs, "sbatch", "echo 17")
+    states = "RUNNING 0:0\nRUNNING 0:0\nPENDING 0:0\nRUNNING 0:0\nFAILED 4:0"
+    pathlib.Path("states").write_text(states + "\n")
+    body = """
+line=$(head -n 1 states); sed -i 1d states
+echo "JobId=17 JobState=${line% *} Reason=None ExitCode=${line#* } DerivedExitCode=0:0"
+echo "row $line" >> runs/quickstart/launch/17.out"""
+    program(programs, "scontrol", body)
+    done = CliRunner().invoke(cli, ["launch", "quickstart", "--on", "slurm", "--wait"])
+    assert done.exit_code == 4, done.output
+    rows = [line for line in done.output.splitlines() if line.startswith(("row", "slurm: "))]
+    assert rows == [
+        "row RUNNING 0:0",
+        "row RUNNING 0:0",
+        "slurm: pending",
+        "row PENDING 0:0",
+        "row RUNNING 0:0",
+        "slurm: failed",
+        "row FAILED 4:0",
+    ]
+
+
+def test_ctrl_c_cancels_a_job_that_is_followed(programs: pathlib.Path) -> None:
+    program(programs, "sbatch", "echo 17")
+    program(programs, "scontrol", "echo JobState=RUNNING ExitCode=0:0; touch asked")
+    program(programs, "scancel", 'echo "$@" > cancelled')
+    words = [sys.executable, "-m", "sparsetrain", "launch", "quickstart", "--on", "slurm", "--wait"]
+    process = subprocess.Popen(
+        words, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    )
+    deadline = time.monotonic() + 30
+    while not pathlib.Path("asked").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    assert "slurm: job 17 is cancelled" in process.communicate(timeout=20)[0]
+    assert process.returncode == 130 and pathlib.Path("cancelled").read_text() == "17\n"
