@@ -61,7 +61,8 @@ def run(arguments: list[str], say: Callable[[str], None]) -> int:
             raise JobError(str(error) if place.size == 1 else f"{where}: {error}") from error
         except KeyboardInterrupt as error:
             _end(folder, "interrupted", str(error) or "SIGINT")
-            return 130
+            # srun passes on the largest code of all tasks: one that is ended after another's failure says no more.
+            return 130 if place.size == 1 else 1
         except Exception as error:
             cause = f"{where} failed: {type(error).__name__}: {error}"
             _end(folder, "failed", cause)
