@@ -93,6 +93,14 @@ def requeue(number: str) -> str:
 
 def main() -> None:
     """Run this process's rank and exit; only rank 0 speaks, except about its own failure."""
+    try:
+        _main()
+    except KeyboardInterrupt:
+        # Ended from outside while it was saying, or writing, why it ends.
+        os._exit(1)
+
+
+def _main() -> None:
     rank = rank_of(os.environ)
 
     def say(line: str) -> None:

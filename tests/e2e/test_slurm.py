@@ -111,7 +111,7 @@ def test_a_job_whose_time_is_over_saves_queues_again_and_goes_on_bit_for_bit(nod
 def test_a_rank_that_fails_ends_the_job_and_says_why(nodes: cluster.Slurm) -> None:
     job = ("job.yaml", "name=boom", "model.name=slowly:Boom", "cluster.launcher.nodes=2")
     code, said = nodes.call("sparsetrain", "launch", *job, "--on", "slurm", "--wait", seconds=90)
-    assert code == 1 and "slurm: failed" in said
+    assert code == 1 and "slurm: failed" in said, said
     assert "rank 1 on node2 failed: ValueError: boom in step 3" in said and "Traceback" in said
     assert "rank 1" in str(told(nodes, "boom")["cause"])
 
