@@ -41,6 +41,7 @@ POINTS = {
     "evaluate": (Trainer, "_evaluate", "before"),
     "record": (Trainer, "_record", "before"),
     "recorded": (Trainer, "_record", "after"),
+    "end": (Trainer, "run", "after"),
 }
 
 

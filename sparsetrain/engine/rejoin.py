@@ -63,7 +63,6 @@ def rejoin(former: Trainer | None, job: Job, world: World, around: Surroundings)
     state.masks_due = agreement.masks_due and state.masks is not None
     trainer.recorded = agreement.recorded
     if former is not None:
-        trainer.evaluation = former.evaluation
         trainer.skipped = former.skipped
     return trainer, False
 

@@ -107,7 +107,7 @@ def process_group(
         raise PeerLost(f"the ranks do not meet: {error}") from error
     try:
         yield transport
-        dist.barrier()
+        transport.barrier()  # a rank that is lost now is lost as at any other time
     except PeerLost:
         dist.destroy_process_group()
         raise

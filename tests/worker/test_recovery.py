@@ -16,6 +16,7 @@ FAULTS = [
     *((point, 6) for point in ("evaluate", "record", "recorded")),
     ("forward", 0),
     ("evaluate", 12),
+    ("end", 12),
 ]
 
 
