@@ -55,6 +55,7 @@ class Saver:
         # Training waits so long for a slow store at most; other ranks wait in a collective meanwhile.
         self.patience = job.cluster.collective_timeout / 3
         self.keeper = Keeper(store, job.checkpoint.keep, job.checkpoint.best, say)
+        self.last = -1  # the newest step that was given to `save`
         self.open: list[int] = []  # steps, the same on all ranks, of which it is not yet known what becomes of them
         self.outcomes: dict[int, bool] = {}  # of steps that are open: whether this rank's part is written
         self.news = threading.Condition()  # guards the outcomes and the number of works under way
@@ -66,6 +67,7 @@ class Saver:
 
     def save(self, pieces: Pieces, step: int, loss: float | None = None) -> None:
         """Begin to write this rank's part of the checkpoint of `step`; `loss` is that of an evaluation at that step."""
+        self.last = step
         with self.news:
             self.open.append(step)
         # A store that is slower than training holds it up here, so that memory does not grow, but not for ever.

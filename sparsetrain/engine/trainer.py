@@ -94,7 +94,6 @@ class Trainer:
         self.skipped = 0  # steps in a row
         self.began = 0.0  # on the clock, evaluations taken out
         self.recorded = 0
-        self.saved = -1  # the last step that was given to the saver
         self.norm = float("nan")  # of the last mean gradient
         self.cost = 0.0  # dense steps that the step under way is worth
         self.undo: Pieces | None = None  # the state before a mask update, until the next exchange
@@ -225,15 +224,13 @@ class Trainer:
             self._record(row, report)
         due = job.checkpoint.every and state.step % job.checkpoint.every == 0
         if (done or due) and not self.spiked:
-            self.saved = state.step
             with self.window.span("checkpoint"):
                 self.saver.save(capture(state, digest=False), state.step, loss)
         self.recorded = state.step
 
     def save(self) -> None:
         """Save the state whatever the job says, and wait until it is saved. Collective, between two steps."""
-        if self.saved != self.state.step:
-            self.saved = self.state.step
+        if self.saver.last != self.state.step:
             self.saver.save(capture(self.state, digest=False), self.state.step)
             self.saver.finish()
 

@@ -49,6 +49,7 @@ def test_bytes_follow_the_formula(name, shared, ranks):
     assert expected * 0.98 <= sum(found) / ranks <= expected * 1.02 + headers
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(120)
 def test_ok_topk_stays_under_its_bound_and_flat_while_allgather_grows():
     per_rank = {}

@@ -161,6 +161,7 @@ def alone(case: Case, ranks: int) -> list[str]:
     return Simulation(size).run(body)[0]
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(240)
 @on_real_ranks
 def test_real_ranks_hold_what_one_rank_or_simulated_ranks_hold(ranks_of, size):

@@ -1,0 +1,50 @@
+"""SIGUSR1 as the notice that the time is over: the run saves between two steps, and the same command goes on."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from commands import Desk
+
+from sparsetrain.worker.__main__ import AGAIN
+
+pytestmark = pytest.mark.timeout(120)
+
+
+def start(desk: Desk, *settings: str) -> subprocess.Popen[str]:
+    words = [sys.executable, "-m", "sparsetrain.worker", "job.yaml", "cluster.workers=1", *settings]
+    return subprocess.Popen(words, cwd=desk.folder, env=desk.env(), stdout=subprocess.PIPE, text=True)
+
+
+def told(desk: Desk, name: str) -> dict:
+    return json.loads((desk.folder / f"runs/{name}/run.json").read_text())
+
+
+def test_a_run_that_is_told_saves_and_goes_on_bit_for_bit(tmp_path: pathlib.Path) -> None:
+    desk = Desk(tmp_path)
+    settings = ("model.name=slowly:Slow", "train.steps=12", "exchange.every=3", "exchange.density=0.2")
+    process = start(desk, "name=told", *settings)
+    metrics = tmp_path / "runs/told/metrics.jsonl"
+    deadline = time.monotonic() + 60
+    while not (metrics.exists() and metrics.read_text()):
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGUSR1)
+    said = process.communicate(timeout=30)[0]
+    assert process.returncode == AGAIN and "told: saved at step 3, since SIGUSR1 came" in said  # where exchanges are
+    assert (tmp_path / "runs/told/checkpoints/step_00000003/COMPLETE").exists()
+    assert (told(desk, "told")["status"], told(desk, "told")["cause"]) == ("interrupted", "SIGUSR1")
+    again, straight = start(desk, "name=told", *settings), start(desk, "name=straight", *settings)
+    for each in (again, straight):
+        each.communicate(timeout=60)
+        assert each.returncode == 0
+    digests = [told(desk, name)["result"]["weights_digest"] for name in ("told", "straight")]
+    assert digests[0] == digests[1]
+    shutil.rmtree(desk.temporary)
