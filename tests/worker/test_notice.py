@@ -29,7 +29,7 @@ def told(desk: Desk, name: str) -> dict:
 
 def test_a_run_that_is_told_saves_and_goes_on_bit_for_bit(tmp_path: pathlib.Path) -> None:
     desk = Desk(tmp_path)
-    settings = ("model.name=slowly:Slow", "train.steps=12", "exchange.every=3", "exchange.density=0.2")
+    settings = ("model.name=slowly:Slow", "train.steps=12", "exchange.every=4", "exchange.density=0.2")
     process = start(desk, "name=told", *settings)
     metrics = tmp_path / "runs/told/metrics.jsonl"
     deadline = time.monotonic() + 60
@@ -38,8 +38,8 @@ def test_a_run_that_is_told_saves_and_goes_on_bit_for_bit(tmp_path: pathlib.Path
         time.sleep(0.05)
     process.send_signal(signal.SIGUSR1)
     said = process.communicate(timeout=30)[0]
-    assert process.returncode == AGAIN and "told: saved at step 3, since SIGUSR1 came" in said  # where exchanges are
-    assert (tmp_path / "runs/told/checkpoints/step_00000003/COMPLETE").exists()
+    assert process.returncode == AGAIN and "told: saved at step 4, since SIGUSR1 came" in said  # where exchanges are
+    assert (tmp_path / "runs/told/checkpoints/step_00000004/COMPLETE").exists()
     assert (told(desk, "told")["status"], told(desk, "told")["cause"]) == ("interrupted", "SIGUSR1")
     again, straight = start(desk, "name=told", *settings), start(desk, "name=straight", *settings)
     for each in (again, straight):
