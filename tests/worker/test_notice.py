@@ -29,7 +29,7 @@ def told(desk: Desk, name: str) -> dict:
 
 def test_a_run_that_is_told_saves_and_goes_on_bit_for_bit(tmp_path: pathlib.Path) -> None:
     desk = Desk(tmp_path)
-    settings = ("model.name=slowly:Slow", "train.steps=12", "exchange.every=4", "exchange.density=0.2")
+    settings = ("model.name=slowly:Slow", "train.steps=8", "exchange.every=4", "exchange.density=0.2")
     process = start(desk, "name=told", *settings)
     metrics = tmp_path / "runs/told/metrics.jsonl"
     deadline = time.monotonic() + 60
