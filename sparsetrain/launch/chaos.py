@@ -73,6 +73,8 @@ def run_chaos(source: str, overrides: tuple[str, ...], plan: Plan, as_json: bool
         raise JobError(f"--faults: {wrong[0]}: no such fault; allowed: {', '.join(FAULTS)}{near}")
     stream = sys.stderr if as_json else sys.stdout
     rows: list[Row] = []
+    disturbed = plan.runs * (2 if plan.restart else 1)
+    print(f"{plan.undisturbed} runs without faults, then {disturbed} with: {', '.join(plan.faults)}", file=stream)
     with listening() as stop, ray_cluster(job.cluster, job.recovery.spares):
         calm: list[Row] = []
         for number in range(plan.undisturbed):

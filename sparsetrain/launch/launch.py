@@ -93,7 +93,9 @@ def _attached(plan: LaunchPlan, as_json: bool) -> int:
     before = {number: signal.signal(number, pass_on) for number in (signal.SIGTERM, signal.SIGHUP)}
     before[signal.SIGINT] = signal.signal(signal.SIGINT, lambda number, frame: None)
     try:
-        started.append(subprocess.Popen(plan.command, stdout=sys.stderr if as_json else None))
+        # torchrun would say at length that it sets this; workers take as many threads as the job says.
+        env = {"OMP_NUM_THREADS": "1", **os.environ}
+        started.append(subprocess.Popen(plan.command, env=env, stdout=sys.stderr if as_json else None))
         for number in early:
             started[0].send_signal(number)
         code = started[0].wait()

@@ -235,7 +235,7 @@ class Supervisor:
         kept = len(self.members)
         if failures:
             self.progress.line(
-                f"{decision.why}; {'no state is left' if hopeless or not kept else f'{kept} keep theirs'}"
+                f"{decision.why}; {'no state is left' if hopeless or not kept else f'{kept} kept their state'}"
             )
         if decision.wait_s:
             self.progress.line(f"waiting {decision.wait_s:g} s (recovery.backoff)")
