@@ -44,9 +44,7 @@ def run(source: str, overrides: tuple[str, ...], dry_run: bool, as_json: bool, f
 @click.argument("source", metavar="JOB")
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option("--on", default=None, metavar="LAUNCHER", help="Short for cluster.launcher=LAUNCHER.")
-@click.option(
-    "--dry-run", is_flag=True, help="Show the command, and the files that it needs beside the job; start nothing."
-)
+@click.option("--dry-run", is_flag=True, help="Show the command and the files that it needs; start nothing.")
 @click.option("--wait", is_flag=True, help="Slurm: show the output until the job ends; Ctrl-C cancels it.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document on standard output.")
 def launch(source: str, overrides: tuple[str, ...], on: str | None, dry_run: bool, as_json: bool, wait: bool) -> None:

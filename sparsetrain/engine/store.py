@@ -136,6 +136,9 @@ class Stored:
             with self.store.fetch(self.folder, file) as path:
                 checkpoint.check_file(path)
                 # Ranks without a shared disk have files that rank 0 has not seen.
+                if part is not None and part.size is not None and path.stat().st_size != part.size:
+                    given = path.stat().st_size
+                    raise CheckpointError(f"is not the file that was saved ({given} bytes, not {part.size})")
                 if part is not None and checkpoint.digest(path) != part.digest:
                     raise CheckpointError("is not the file that was saved (its digest is another)")
                 return take(path)

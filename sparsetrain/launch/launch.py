@@ -21,6 +21,7 @@ from sparsetrain.launch.slurm_job import STOPPED, follow, submit
 from sparsetrain.worker import existing, record, stored
 
 FOLDER = "launch"  # in the run folder
+PASSED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGQUIT)
 
 
 def plan_of(job: Job, env: Mapping[str, str]) -> LaunchPlan:
@@ -49,7 +50,10 @@ def launch_job(job: Job, dry: bool, as_json: bool, wait: bool) -> int:
     _write(plan, job, folder / FOLDER)
     print(plan.line(), file=sys.stderr if as_json else sys.stdout, flush=True)
     if plan.launcher != "slurm":
-        return _attached(plan, as_json)
+        code = _attached(plan, as_json)
+        if code and existing.status(folder).get("status") == "running":  # killed before it could say so
+            record.end(folder, "failed", f"{plan.launcher} ended with exit code {code}")
+        return code
     number = submit(plan)
     output = folder / FOLDER / f"{number}.out"
     if as_json:
@@ -77,10 +81,8 @@ def _for_ranks(job: Job) -> Job:
 
 
 def _attached(plan: LaunchPlan, as_json: bool) -> int:
-    """Run the command of the plan here and return its exit code; signals that come here go on to it.
-
-    Ctrl-C reaches it from the terminal anyway, and does not end this process, which waits for it.
-    """
+    """Run the command of the plan here and return its exit code; signals that come here go on to it, but for those that
+    whoever started this process has it ignore, as nohup does. Ctrl-C does not end this process, which waits."""
     started: list[subprocess.Popen[bytes]] = []
     early: list[int] = []
 
@@ -90,8 +92,8 @@ def _attached(plan: LaunchPlan, as_json: bool) -> int:
         else:
             early.append(number)
 
-    before = {number: signal.signal(number, pass_on) for number in (signal.SIGTERM, signal.SIGHUP)}
-    before[signal.SIGINT] = signal.signal(signal.SIGINT, lambda number, frame: None)
+    heard = [number for number in PASSED if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, pass_on) for number in heard}
     try:
         # torchrun would say at length that it sets this; workers take as many threads as the job says.
         env = {"OMP_NUM_THREADS": "1", **os.environ}

@@ -1,135 +1,15 @@
-"""`python -m sparsetrain.worker JOB [a.b=c ...]`: one rank under torchrun, mpiexec or srun, or a run of a single
-process."""
+"""`python -m sparsetrain.worker JOB [a.b=c ...]`: one rank, see rank.py. SIGUSR1 counts from here on, while packages
+that take seconds are still being loaded."""
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
-import os
-import pathlib
 import signal
-import subprocess
-import sys
-import time
-import traceback
-from collections.abc import Callable
 
-from sparsetrain.config.errors import JobError
-from sparsetrain.config.load import load_job
-from sparsetrain.worker import existing, record, stored
-from sparsetrain.worker.environment import from_environment, launcher, rank_of
-from sparsetrain.worker.main import check_size
-from sparsetrain.worker.mpi_ranks import find_place
-from sparsetrain.worker.session import Session
-
-AGAIN = 75  # EX_TEMPFAIL of sysexits.h
-FIRST_WORD = 3.0  # seconds: whoever started the ranks ends all with the first, and only rank 0 says what they all found
-
-
-def run(arguments: list[str], say: Callable[[str], None]) -> int:
-    """Train as one rank and return the exit code: 0, 1 (failed), 75 (saved after SIGUSR1, to go on later).
-
-    Raises JobError for a user's mistake."""
-    if not arguments:
-        raise JobError("job: is missing; usage: python -m sparsetrain.worker JOB [a.b=c ...]")
-    job = load_job(arguments[0], tuple(arguments[1:]))
-    who = launcher(os.environ)
-    if who == "mpi" or (who == "slurm" and job.cluster.transport == "mpi"):
-        place, mpi, listener = find_place(job)
-    else:
-        place, mpi, listener = from_environment(os.environ), None, None
-    job = check_size(job, place)
-    os.environ.update(place.variables())
-    folder = record.run_folder(job)
-    if existing.finished(job, folder):
-        say(f"{job.name}: already finished ({folder})")
-        return 0
-    stored.refuse(job, folder, fresh=False)
-    where = f"rank {place.rank} on {place.node}"
-    with record.held(folder) if place.rank == 0 else contextlib.nullcontext():
-        if place.rank == 0:
-            plan = {"name": job.name, "launcher": who, "workers": place.size, **dataclasses.asdict(place)}
-            record.begin(job, folder, plan)
-        try:
-            signal.signal(signal.SIGTERM, _stopped)
-            session = Session(job, folder, say, mpi=mpi, saves=True)
-            signal.signal(signal.SIGUSR1, lambda number, frame: session.ask())
-            result = session.run(place, listener)
-        except JobError as error:
-            _end(folder, "failed", str(error))
-            # Other ranks may not have found this mistake, so each that has says it.
-            raise JobError(str(error) if place.size == 1 else f"{where}: {error}") from error
-        except KeyboardInterrupt as error:
-            _end(folder, "interrupted", str(error) or "SIGINT")
-            # srun passes on the largest code of all tasks: one that is ended after another's failure says no more.
-            return 130 if place.size == 1 else 1
-        except Exception as error:
-            cause = f"{where} failed: {type(error).__name__}: {error}"
-            _end(folder, "failed", cause)
-            print(f"{cause}\n{traceback.format_exc()}", file=sys.stderr)
-            return 1
-        if result.get("paused"):
-            _end(folder, "interrupted", "SIGUSR1")
-            say(f"{job.name}: saved at step {result['steps']}, since SIGUSR1 came; the same command goes on from there")
-            if place.rank == 0 and who == "slurm":
-                say(requeue(os.environ["SLURM_JOB_ID"]))
-            return AGAIN
-        if place.rank == 0:
-            record.end(folder, "finished", result=result)
-            say(f"run folder  {folder}")
-    return 0
-
-
-def requeue(number: str) -> str:
-    """Put this Slurm job back into the queue, and return in a line what came of it."""
-    try:
-        done = subprocess.run(["scontrol", "requeue", number], capture_output=True, text=True, timeout=60, check=False)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        return f"slurm: job {number} is not requeued: {error}"
-    if done.returncode:
-        return f"slurm: job {number} is not requeued: {' '.join(done.stderr.split())}"
-    return f"slurm: job {number} is requeued"
-
-
-def main() -> None:
-    """Run this process's rank and exit; only rank 0 speaks, except about its own failure."""
-    try:
-        _main()
-    except KeyboardInterrupt:
-        # Ended from outside while it was saying, or writing, why it ends.
-        os._exit(1)
-
-
-def _main() -> None:
-    rank = rank_of(os.environ)
-
-    def say(line: str) -> None:
-        if rank == "0":
-            print(line, flush=True)
-
-    try:
-        code = run(sys.argv[1:], say)
-    except JobError as error:
-        if rank == "0" or str(error).startswith("rank "):
-            print(" ".join(str(error).split()), file=sys.stderr)
-        else:
-            time.sleep(FIRST_WORD)
-        code = 2
-    sys.stdout.flush()
-    sys.stderr.flush()
-    if code:
-        os._exit(code)  # threads of a broken process group would abort or hold an ordinary exit
-
-
-def _stopped(number: int, frame: object) -> None:
-    raise KeyboardInterrupt(signal.Signals(number).name)
-
-
-def _end(folder: pathlib.Path, state: str, cause: str) -> None:
-    """Record how the run ended, on whichever rank knows it first: what others meet later is a consequence."""
-    if existing.status(folder).get("status") == "running":
-        record.end(folder, state, cause)
-
+from sparsetrain.worker.notice import Notice
 
 if __name__ == "__main__":
-    main()
+    notice = Notice()
+    signal.signal(signal.SIGUSR1, notice.receive)
+    from sparsetrain.worker.rank import main
+
+    main(notice)

@@ -98,7 +98,9 @@ def test_a_job_whose_time_is_over_saves_queues_again_and_goes_on_bit_for_bit(nod
     said = (nodes.desk.folder / "again.out").read_text()
     assert "again: saved at step " in said and f"slurm: job {job} is requeued" in said
     assert told(nodes, "again")["status"] == "interrupted"
-    # Slurm waits two minutes before it starts a job again that has just run.
+    # Slurm waits two minutes before it starts a job again that has just run: it wants the nodes to be done with it.
+    cluster.wait(lambda: nodes.states() == "idle idle" and not workers(nodes), 60, nodes.states)
+    time.sleep(2)
     assert nodes.call("scontrol", "update", f"JobId={job}", "StartTime=now")[0] == 0
     assert ended(nodes, "again", job, 120) == "COMPLETED", (nodes.desk.folder / "again.out").read_text()
     assert told(nodes, "again")["attempts"] == 2

@@ -161,6 +161,12 @@ def test_no_option_can_bring_a_line_of_its_own(word: str) -> None:
         parse({"name": "one", "cluster": {"launcher": {"name": "slurm", "partition": word}}})
 
 
+@pytest.mark.parametrize("folder", ["a\n#SBATCH --x", "my runs", "r%u"])
+def test_no_folder_can_either(programs: pathlib.Path, folder: str) -> None:
+    with pytest.raises(JobError, match=r"^log\.folder: Slurm's scripts take no such folder"):
+        plan_of(parse({"name": "one", "log": {"folder": folder}, "cluster": {"launcher": "slurm"}}), os.environ)
+
+
 @pytest.mark.parametrize("name", ["torchrun", "mpi", "slurm"])
 def test_a_missing_program_is_named(name: str, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
@@ -186,15 +192,16 @@ def test_the_exit_code_is_that_of_what_was_started(programs: pathlib.Path, code:
     assert (seen.train.steps, seen.cluster.launcher.name) == (7, "ray")  # ranks are told nothing of who starts them
 
 
-def test_a_signal_goes_on_to_what_was_started(programs: pathlib.Path) -> None:
-    program(programs, "torchrun", "trap 'echo told; exit 9' TERM; echo up; while :; do sleep 0.1; done")
+@pytest.mark.parametrize("name", ["TERM", "INT", "HUP", "USR1"])
+def test_a_signal_goes_on_to_what_was_started(programs: pathlib.Path, name: str) -> None:
+    program(programs, "torchrun", f"trap 'echo told; exit 9' {name}; echo up; while :; do sleep 0.1; done")
     words = [sys.executable, "-m", "sparsetrain", "launch", "quickstart", "--on", "torchrun"]
     process = subprocess.Popen(
         words, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(REPOSITORY)}
     )
     assert process.stdout is not None
     assert [process.stdout.readline() for _ in range(2)][1] == "up\n"
-    process.send_signal(signal.SIGTERM)
+    process.send_signal(signal.Signals[f"SIG{name}"])
     assert process.communicate(timeout=20)[0] == "told\n" and process.returncode == 9
 
 

@@ -13,7 +13,7 @@ import time
 import pytest
 from commands import Desk
 
-from sparsetrain.worker.__main__ import AGAIN
+from sparsetrain.worker.rank import AGAIN
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -47,4 +47,14 @@ def test_a_run_that_is_told_saves_and_goes_on_bit_for_bit(tmp_path: pathlib.Path
         assert each.returncode == 0
     digests = [told(desk, name)["result"]["weights_digest"] for name in ("told", "straight")]
     assert digests[0] == digests[1]
+    shutil.rmtree(desk.temporary)
+
+
+def test_a_notice_that_comes_while_packages_are_loaded_counts(tmp_path: pathlib.Path) -> None:
+    desk = Desk(tmp_path)
+    process = start(desk, "name=early")
+    time.sleep(1.0)
+    process.send_signal(signal.SIGUSR1)
+    said = process.communicate(timeout=60)[0]
+    assert process.returncode == AGAIN and "early: saved at step 1, since SIGUSR1 came" in said
     shutil.rmtree(desk.temporary)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 import shlex
 from typing import Annotated
 
 from pydantic import Field
 
+from sparsetrain.config.errors import JobError
 from sparsetrain.config.numbers import Count, Positive
 from sparsetrain.launch.launchers.request import MODULE, Request
 from sparsetrain.launch.plan import File, LaunchPlan, relevant
@@ -51,6 +53,10 @@ class Slurm:
         each = request.per_node(self.config.nodes, "cluster.launcher.nodes")
         sbatch = request.program("sbatch", "submit from a machine of the cluster")
         path = f"{request.folder}/slurm.sbatch"
+        if not re.fullmatch(r"[\w/.,:@+-]+", request.folder):
+            raise JobError(
+                f"log.folder: Slurm's scripts take no such folder: {request.folder!r}; use letters, digits, -_."
+            )
         cpus, gpus = job.cluster.cpus_per_worker, job.cluster.gpus_per_worker
         lines = self.directives(job.name, f"{request.folder}/%j.out", each, cpus, gpus)
         return LaunchPlan(
