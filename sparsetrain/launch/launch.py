@@ -16,8 +16,8 @@ from sparsetrain.config.job import Job
 from sparsetrain.config.load import parse, to_tree, to_yaml
 from sparsetrain.launch.launchers.request import Request
 from sparsetrain.launch.plan import LaunchPlan, page
-from sparsetrain.launch.run import Options, run_job, show_plan
-from sparsetrain.launch.slurm_job import STOPPED, follow, submit
+from sparsetrain.launch.run import STOPPED, Options, run_job, show_plan
+from sparsetrain.launch.slurm_job import follow, submit
 from sparsetrain.worker import existing, record, stored
 
 FOLDER = "launch"  # in the run folder
@@ -82,7 +82,7 @@ def _for_ranks(job: Job) -> Job:
 
 def _attached(plan: LaunchPlan, as_json: bool) -> int:
     """Run the command of the plan here and return its exit code; signals that come here go on to it, but for those that
-    whoever started this process has it ignore, as nohup does. Ctrl-C does not end this process, which waits."""
+    whoever started this process has it ignore, as nohup does. Nothing but its own command ends this process."""
     started: list[subprocess.Popen[bytes]] = []
     early: list[int] = []
 
@@ -97,7 +97,9 @@ def _attached(plan: LaunchPlan, as_json: bool) -> int:
     try:
         # torchrun would say at length that it sets this; workers take as many threads as the job says.
         env = {"OMP_NUM_THREADS": "1", **os.environ}
-        started.append(subprocess.Popen(plan.command, env=env, stdout=sys.stderr if as_json else None))
+        stdout = sys.stderr if as_json else None
+        # A session of its own: Ctrl-C at the terminal reaches it from here, once; mpiexec takes two for force.
+        started.append(subprocess.Popen(plan.command, env=env, stdout=stdout, start_new_session=True))
         for number in early:
             started[0].send_signal(number)
         code = started[0].wait()

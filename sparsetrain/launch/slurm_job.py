@@ -10,11 +10,11 @@ from typing import TextIO
 
 from sparsetrain.config.errors import JobError
 from sparsetrain.launch.plan import LaunchPlan
+from sparsetrain.launch.run import STOPPED
 
 ANSWER_S = 60.0
 POLL_S = 1.0
 ALIVE = ("PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "SUSPENDED", "REQUEUED", "RESIZING", "STOPPED", "SIGNALING")
-STOPPED = 130
 
 
 def submit(plan: LaunchPlan) -> str:
