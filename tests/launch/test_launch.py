@@ -26,6 +26,7 @@ from sparsetrain.launch.launch import plan_of
 from sparsetrain.launch.launchers.slurm import Slurm, script
 from sparsetrain.launch.plan import LaunchPlan, page
 
+PYTHON = sys.executable
 FLAVOURS = {"MPICH": "HYDRA build details:", "Open MPI": "mpirun (Open MPI) 5.0.11"}
 
 
@@ -37,15 +38,27 @@ def program(folder: pathlib.Path, name: str, body: str) -> None:
 
 @pytest.fixture
 def programs(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> pathlib.Path:
-    """A folder with programs that only say what they are, in front of all others."""
+    """A folder with programs that only say what they are, in front of all others and beside the interpreter."""
     folder = tmp_path / "bin"
     folder.mkdir()
     for name in ("torchrun", "sbatch"):
         program(folder, name, "exit 0")
     program(folder, "mpiexec", f"echo '{FLAVOURS['MPICH']}'")
     monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+    monkeypatch.setattr(sys, "executable", str(folder / "python"))
     monkeypatch.chdir(tmp_path)
     return folder
+
+
+def launching(*words: str) -> subprocess.Popen[str]:
+    """Start `sparsetrain launch quickstart --on WORDS` with the programs that are there."""
+    code = f"import sys; sys.executable = {sys.executable!r}; from sparsetrain.cli import main; main()"
+    return subprocess.Popen(
+        [PYTHON, "-c", code, "launch", "quickstart", "--on", *words],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+    )
 
 
 def plan(launcher: Any, workers: Any = 4, **cluster: Any) -> LaunchPlan:
@@ -89,7 +102,8 @@ def test_both_mpis(programs: pathlib.Path, flavour: str, local: list[str], optio
 
 
 @pytest.mark.skipif(bool(mpi_ranks.missing()), reason=mpi_ranks.missing())
-def test_the_mpiexec_that_is_installed_is_known() -> None:
+def test_the_mpiexec_that_is_installed_beside_python_is_found_and_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/usr/bin:/bin")  # an environment that is used by its path, never activated
     assert plan("mpi", workers=2).command[1] in ("-n", "--oversubscribe")
 
 
@@ -170,6 +184,7 @@ def test_no_folder_can_either(programs: pathlib.Path, folder: str) -> None:
 @pytest.mark.parametrize("name", ["torchrun", "mpi", "slurm"])
 def test_a_missing_program_is_named(name: str, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
     done = CliRunner().invoke(cli, ["launch", "quickstart", "--on", name])
     assert isinstance(done.exception, JobError) and "is not installed here" in str(done.exception)
 
@@ -195,10 +210,7 @@ def test_the_exit_code_is_that_of_what_was_started(programs: pathlib.Path, code:
 @pytest.mark.parametrize("name", ["TERM", "INT", "HUP", "USR1"])
 def test_a_signal_goes_on_to_what_was_started(programs: pathlib.Path, name: str) -> None:
     program(programs, "torchrun", f"trap 'echo told; exit 9' {name}; echo up; while :; do sleep 0.1; done")
-    words = [sys.executable, "-m", "sparsetrain", "launch", "quickstart", "--on", "torchrun"]
-    process = subprocess.Popen(
-        words, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(REPOSITORY)}
-    )
+    process = launching("torchrun")
     assert process.stdout is not None
     assert [process.stdout.readline() for _ in range(2)][1] == "up\n"
     process.send_signal(signal.Signals[f"SIG{name}"])
@@ -242,10 +254,7 @@ def test_ctrl_c_cancels_a_job_that_is_followed(programs: pathlib.Path) -> None:
     program(programs, "sbatch", "echo 17")
     program(programs, "scontrol", "echo JobState=RUNNING ExitCode=0:0; touch asked")
     program(programs, "scancel", 'echo "$@" > cancelled')
-    words = [sys.executable, "-m", "sparsetrain", "launch", "quickstart", "--on", "slurm", "--wait"]
-    process = subprocess.Popen(
-        words, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(REPOSITORY)}
-    )
+    process = launching("slurm", "--wait")
     deadline = time.monotonic() + 30
     while not pathlib.Path("asked").exists():
         assert time.monotonic() < deadline

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import shutil
 import sys
 from collections.abc import Mapping
@@ -22,7 +23,7 @@ class Request:
     path: str
     folder: str
     env: Mapping[str, str]
-    python: str = sys.executable
+    python: str = dataclasses.field(default_factory=lambda: sys.executable)
 
     def per_node(self, nodes: int, field: str) -> int:
         """Return the workers of a node. Raises JobError where they are not the same on all, for the field `field`."""
@@ -37,8 +38,13 @@ class Request:
         return workers.max // nodes
 
     def program(self, name: str, advice: str) -> str:
-        """Return the path of a program. Raises JobError with the advice when there is none."""
-        found = shutil.which(name, path=self.env.get("PATH"))
+        """Return the path of a program. Raises JobError with the advice when there is none.
+
+        What was installed beside the interpreter comes first, as in an activated environment: the ranks import that
+        torch and that MPI, and the programs of others do not know them.
+        """
+        places = [os.path.dirname(self.python), *filter(None, [self.env.get("PATH")])]
+        found = shutil.which(name, path=os.pathsep.join(places))
         if found is None:
             raise JobError(f"cluster.launcher: {name} is not installed here; {advice}")
         return found
