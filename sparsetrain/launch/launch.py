@@ -17,7 +17,7 @@ from sparsetrain.config.load import parse, to_tree, to_yaml
 from sparsetrain.launch.launchers.request import Request
 from sparsetrain.launch.plan import LaunchPlan, page
 from sparsetrain.launch.run import STOPPED, Options, run_job, show_plan
-from sparsetrain.launch.slurm_job import follow, submit
+from sparsetrain.launch.slurm_job import follow, pending, submit
 from sparsetrain.worker import existing, record, stored
 
 FOLDER = "launch"  # in the run folder
@@ -47,6 +47,11 @@ def launch_job(job: Job, dry: bool, as_json: bool, wait: bool) -> int:
         print(f"{job.name}: already finished ({folder})")
         return 0
     stored.refuse(job, folder, fresh=False)
+    if plan.launcher == "slurm" and (number := pending(folder / FOLDER)):
+        raise JobError(
+            f"name: {job.name} is job {number} of Slurm already; give a new name (name={existing.next_name(folder)}),"
+            f" or end that one with: scancel {number}"
+        )
     _write(plan, job, folder / FOLDER)
     print(plan.line(), file=sys.stderr if as_json else sys.stdout, flush=True)
     if plan.launcher != "slurm":
@@ -54,7 +59,7 @@ def launch_job(job: Job, dry: bool, as_json: bool, wait: bool) -> int:
         if code and existing.status(folder).get("status") == "running":  # killed before it could say so
             record.end(folder, "failed", f"{plan.launcher} ended with exit code {code}")
         return code
-    number = submit(plan)
+    number = submit(plan, folder / FOLDER)
     output = folder / FOLDER / f"{number}.out"
     if as_json:
         print(json.dumps({"job": number, "output": str(output)}), flush=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import pathlib
 import re
 import subprocess
@@ -9,41 +10,70 @@ import time
 from typing import TextIO
 
 from sparsetrain.config.errors import JobError
+from sparsetrain.config.files import write_whole
 from sparsetrain.launch.plan import LaunchPlan
 from sparsetrain.launch.run import STOPPED
+from sparsetrain.launch.signals import Stopped, listening
 
 ANSWER_S = 60.0
 POLL_S = 1.0
+NUMBER = "slurm"  # the file that holds the number of the job
+SILENCE_S = 300.0  # a controller that is started anew, or another that takes over
 ALIVE = ("PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "SUSPENDED", "REQUEUED", "RESIZING", "STOPPED", "SIGNALING")
 
 
-def submit(plan: LaunchPlan) -> str:
-    """Submit the plan's script and return the number of the job. Raises JobError with what Slurm says."""
+def submit(plan: LaunchPlan, folder: pathlib.Path) -> str:
+    """Submit the plan's script, note the number of the job in `folder`, and return it. Raises JobError with what Slurm
+    says."""
     said = _call(*plan.command)
     number = said.strip().split(";")[0]
     if not number.isdigit():
         raise JobError(f"cluster.launcher: sbatch answered {said.strip()[:200]!r}, not the number of a job")
+    with contextlib.suppress(OSError):
+        write_whole(folder / NUMBER, f"{number}\n")
     return number
 
 
 def follow(number: str, output: pathlib.Path, stream: TextIO) -> int:
-    """Copy the job's output to `stream` until the job ends, and return its exit code; Ctrl-C cancels it."""
-    seen, state = 0, ""
+    """Copy the job's output to `stream` until the job ends, and return its exit code; Ctrl-C and SIGTERM cancel it.
+    Raises JobError when Slurm has not answered for some minutes; the job goes on then."""
+    seen, state, code, heard, told = 0, "", 0, time.monotonic(), ""
+    with listening() as stop:
+        try:
+            while state in ("", *ALIVE):
+                stop.check()
+                try:
+                    found, code = status(number)
+                except JobError as error:
+                    if time.monotonic() - heard > SILENCE_S:
+                        raise
+                    told = _say(str(error), told, stream)
+                    time.sleep(POLL_S)
+                    continue
+                heard = time.monotonic()
+                if found not in ("RUNNING", "COMPLETING"):
+                    told = _say(f"slurm: {found.lower()}", told, stream)
+                state, seen = found, _copy(output, seen, stream)
+                time.sleep(POLL_S if state in ALIVE else 0.0)
+        except Stopped:
+            cancel(number)
+            _say(f"slurm: job {number} is cancelled", told, stream)
+            return STOPPED
+    return code if state in ("COMPLETED", "FAILED") else code or 1
+
+
+def pending(folder: pathlib.Path) -> str:
+    """Return the number of the job that was submitted from `folder` and that Slurm has not ended, "" where none is."""
     try:
-        while True:
-            found, code = status(number)
-            if found != state and found not in ("RUNNING", "COMPLETING"):
-                print(f"slurm: {found.lower()}", file=stream, flush=True)
-            state = found
-            seen = _copy(output, seen, stream)
-            if state not in ALIVE:
-                _copy(output, seen, stream)
-                return code if state in ("COMPLETED", "FAILED") else code or 1
-            time.sleep(POLL_S)
-    except KeyboardInterrupt:
-        _call("scancel", number)
-        print(f"slurm: job {number} is cancelled", file=stream, flush=True)
-        return STOPPED
+        number = (folder / NUMBER).read_text(encoding="utf-8").strip()
+        return number if number.isdigit() and status(number)[0] in ALIVE else ""
+    except (OSError, JobError):  # Slurm forgets jobs some minutes after their end
+        return ""
+
+
+def cancel(number: str) -> None:
+    """Take a job out of the queue, or end it. Raises JobError with what Slurm says."""
+    _call("scancel", number)
 
 
 def status(number: str) -> tuple[str, int]:
@@ -55,6 +85,13 @@ def status(number: str) -> tuple[str, int]:
         raise JobError(f"cluster.launcher: scontrol does not tell the state of job {number}")
     number_of, by = int(code.group(1)), int(code.group(2))
     return state.group(1), 128 + by if by else number_of
+
+
+def _say(line: str, told: str, stream: TextIO) -> str:
+    """Print a line, but for the one that was `told` last, and return it."""
+    if line != told:
+        print(line, file=stream, flush=True)
+    return line
 
 
 def _copy(path: pathlib.Path, seen: int, stream: TextIO) -> int:

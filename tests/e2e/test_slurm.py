@@ -137,5 +137,17 @@ def test_scancel_leaves_nothing(nodes: cluster.Slurm) -> None:
     assert told(nodes, "cancelled")["status"] == "interrupted"
 
 
+def test_a_job_is_launched_once_and_sigterm_cancels_the_one_that_is_followed(nodes: cluster.Slurm) -> None:
+    settings = ("name=twice", "model.name=slowly:Slow", "train.steps=1000", "cluster.launcher.nodes=2")
+    out, metrics = nodes.folder / "follow.txt", nodes.desk.folder / "runs/twice/metrics.jsonl"
+    first = nodes.program(0, "sparsetrain", "launch", "job.yaml", *settings, "--on", "slurm", "--wait", to=out)
+    cluster.wait(lambda: metrics.exists() and bool(metrics.read_text()), 60, out.read_text)
+    code, said = nodes.call("sparsetrain", "launch", "job.yaml", *settings, "--on", "slurm")
+    assert code == 2 and "name: twice is job " in said and "scancel" in said, said
+    first.terminate()
+    assert first.wait(30) == 130 and " is cancelled" in out.read_text()
+    cluster.wait(lambda: not workers(nodes), 20, lambda: str(workers(nodes)))
+
+
 def workers(nodes: cluster.Slurm) -> list[str]:
     return [line for line in nodes.desk.processes().values() if "sparsetrain.worker" in line]
