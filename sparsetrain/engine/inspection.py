@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from sparsetrain.engine.checkpoint import About, CheckpointError, Tensors, step_of
+from sparsetrain.engine.keeping import problem
 from sparsetrain.engine.store import Store, Stored
 
 OPTIMIZER = "optimizer"
@@ -15,7 +16,7 @@ SUFFIX = ".safetensors"
 
 def rows(store: Store) -> list[dict[str, Any]]:
     """Return what is there, by step: name, step, when (seconds since 1970), bytes, world_size, eval_loss, complete, and
-    as `problem` why one cannot be described. Raises OSError."""
+    as `problem` what can be seen to be wrong without reading the tensors. Raises OSError."""
     found = [_row(store, name) for name in store.complete()]
     for name in store.unfinished():
         step = step_of(name.removesuffix(".unfinished"))
@@ -66,6 +67,7 @@ def _row(store: Store, name: str) -> dict[str, Any]:
     try:
         about: About = stored.about()
         row |= {"world_size": about.world_size, "eval_loss": about.eval_loss}
+        row["problem"] = problem(store, name, contents=False)
     except CheckpointError as error:
         row["problem"] = _without(error, stored)
     return {**row, "when": stored.written, "bytes": sum(store.sizes(name).values())}

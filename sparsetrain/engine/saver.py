@@ -56,6 +56,7 @@ class Saver:
         self.patience = job.cluster.collective_timeout / 3
         self.keeper = Keeper(store, job.checkpoint.keep, job.checkpoint.best, say)
         self.last = -1  # the newest step that was given to `save`
+        self.complete = -1  # on rank 0, the newest step whose checkpoint is whole
         self.open: list[int] = []  # steps, the same on all ranks, of which it is not yet known what becomes of them
         self.outcomes: dict[int, bool] = {}  # of steps that are open: whether this rank's part is written
         self.news = threading.Condition()  # guards the outcomes and the number of works under way
@@ -218,6 +219,7 @@ class Saver:
             self.say(f"checkpoint of step {step} is not completed: {error}; training goes on, the next one is tried")
             self._drop(step)  # on a full disk the next one wants its room
             return
+        self.complete = step
         # One that was damaged has been written anew.
         self.keeper.damaged.discard(name)
         self.keeper.losses.pop(name, None)

@@ -122,7 +122,7 @@ class Stored:
             except StoreError:
                 raise
             except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-                raise CheckpointError(f"{COMPLETE}: {type(error).__name__}: {error}") from error
+                raise CheckpointError(f"{COMPLETE}: is damaged ({type(error).__name__}: {error})") from error
         return self._parts
 
     def compare(self, file: str) -> None:

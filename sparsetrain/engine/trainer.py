@@ -112,7 +112,7 @@ class Trainer:
         record and save where the job says so. `resumes`: begin from the newest checkpoint, if there is one."""
         state, job = self.state, self.job
         if resumes:
-            if self.job.checkpoint.resume:
+            if job.checkpoint.resume:
                 resume(state, self.saver.keeper, self.log)
             self.recorded = state.step
             self.check_replicas()
@@ -120,15 +120,14 @@ class Trainer:
             state.masks.initialise(ModelProbe(state))
             state.sync_masks()
         self._open()
-        planner = state.exchange.planner
         choices = Choices(self.folder / "regimes.json", state.exchange.step) if self.world.rank == 0 else None
         self.began = time.perf_counter() - state.wall_s
         self._conclude(self._change_masks())  # of a step that other ranks have not seen the end of
         assent = state.update.assent
         while state.step < job.train.steps and not (assent.pausing and state.at == state.boundary):
             report = self.train_step()
-            if choices is not None and planner is not None:
-                choices.tell(planner.decisions, self.log)
+            if choices is not None and state.exchange.planner is not None:
+                choices.tell(state.exchange.planner.decisions, self.log)
             self._conclude(report)
             if self.spiked:
                 self._roll_back()
@@ -228,11 +227,12 @@ class Trainer:
                 self.saver.save(capture(state, digest=False), state.step, loss)
         self.recorded = state.step
 
-    def save(self) -> None:
-        """Save the state whatever the job says, and wait until it is saved. Collective, between two steps."""
+    def save(self) -> bool:
+        """Save the state now; return whether it is saved, which only rank 0 knows. Collective, between two steps."""
         if self.saver.last != self.state.step:
             self.saver.save(capture(self.state, digest=False), self.state.step)
             self.saver.finish()
+        return self.saver.complete == self.state.step
 
     def _open(self) -> None:
         """Open the sinks and say what the run is made of."""

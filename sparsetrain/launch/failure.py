@@ -58,3 +58,11 @@ def root_cause(failures: list[Failure]) -> Failure:
     """Return the failure that explains the others: a lost process, then an own exception, then an echo."""
     order = {"died": 0, "job": 1, "error": 1}
     return min(failures, key=lambda failure: (failure.echo, order[failure.kind], failure.at, failure.rank))
+
+
+def account(failures: list[Failure]) -> str:
+    """Return the root cause in one line, and beside it the other ranks that died."""
+    cause = root_cause(failures)
+    others = sorted((f.rank, f.host) for f in failures if f.kind == "died" and f.rank != cause.rank)
+    also = ", ".join(f"rank {rank} on {host}" for rank, host in others)
+    return f"{cause.line()}; also lost: {also}" if also else cause.line()

@@ -6,7 +6,7 @@ import dataclasses
 from typing import Literal
 
 from sparsetrain.config.job import Recovery
-from sparsetrain.launch.failure import Failure, root_cause
+from sparsetrain.launch.failure import Failure, account, root_cause
 
 STUBBORN = 3  # losses in a row without a step between them: the next would not be another
 
@@ -53,20 +53,21 @@ class FailurePolicy:
                 action="recover", why=f"{incident.left} left" if incident.left else "others have come"
             )
         cause = root_cause(list(incident.failures))
+        told = account(list(incident.failures))
         died = [failure for failure in incident.failures if failure.kind == "died"]
         if not died and not cause.echo:
-            return FailureDecision(action="end", why=cause.line())  # an exception would come again
+            return FailureDecision(action="end", why=told)  # an exception would come again
         self.crashes += max(1, len(died))
         self.row = 1 if incident.step >= self.step + self.config.calm or self.step < 0 else self.row + 1
         self.stuck = 1 if incident.step > self.step else self.stuck + 1
         self.step = incident.step
         if self.crashes > self.config.crashes:
             return FailureDecision(
-                action="end", why=f"{cause.line()} [{self.crashes} lost, recovery.crashes allows {self.config.crashes}]"
+                action="end", why=f"{told} [{self.crashes} lost, recovery.crashes allows {self.config.crashes}]"
             )
         if self.stuck >= STUBBORN:
-            return FailureDecision(action="end", why=f"{cause.line()} [{self.stuck} times without a step between]")
-        return FailureDecision(action="recover", why=cause.line(), wait_s=self._wait())
+            return FailureDecision(action="end", why=f"{told} [{self.stuck} times without a step between]")
+        return FailureDecision(action="recover", why=told, wait_s=self._wait())
 
     def _wait(self) -> float:
         if self.row < 2:

@@ -8,7 +8,7 @@ import datetime
 import os
 import random
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 
 import numpy as np
 import torch
@@ -65,7 +65,7 @@ def process_group(
     listener: socket.socket | None,
     connections: Connections,
     mpi: MpiTransport | None = None,
-) -> Iterator[Transport]:
+) -> Generator[Transport]:
     """Hold the way to the other ranks while the loop runs: the default process group, or MPI where the job says so; a
     world of one rank needs none. `mpi`: how ranks that mpiexec has started reach each other.
 

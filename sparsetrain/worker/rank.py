@@ -72,7 +72,9 @@ def run(arguments: list[str], say: Callable[[str], None], notice: Notice) -> int
             return 1
         if result.get("paused"):
             _end(folder, "interrupted", "SIGUSR1")
-            say(f"{job.name}: saved at step {result['steps']}, since SIGUSR1 came; the same command goes on from there")
+            said = "saved at" if result["saved"] else "ended, but could not be saved, at"
+            start = "there" if result["saved"] else "the newest checkpoint"
+            say(f"{job.name}: {said} step {result['steps']}, since SIGUSR1 came; the same command goes on from {start}")
             if who == "slurm" and (place.rank or requeued(os.environ["SLURM_JOB_ID"], say)):
                 # Slurm ends all tasks now. A job that ended by itself meanwhile would count as failed, not as queued.
                 time.sleep(TAKEN)

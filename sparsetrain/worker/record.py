@@ -12,7 +12,7 @@ import pathlib
 import platform
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import Any
 
 from sparsetrain.config.errors import JobError
@@ -35,7 +35,7 @@ def run_folder(job: Job) -> pathlib.Path:
 
 
 @contextlib.contextmanager
-def held(folder: pathlib.Path) -> Iterator[None]:
+def held(folder: pathlib.Path) -> Generator[None]:
     """Own the run folder: nobody else can begin the same run meanwhile. Raises JobError when somebody has it."""
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -108,7 +108,7 @@ class Session:
                 trainer.state.update.assent.ask(self.asked, self.leaving)
                 result = trainer.run(resumes)
                 if self.saves and result.get("paused"):
-                    trainer.save()
+                    result = {**result, "saved": trainer.save()}
             except PeerLost:
                 connections.cut()
                 self.trainer = self.trainer or former

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import pathlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from typing import Any
 
 from sparsetrain.config.errors import JobError
@@ -75,7 +75,7 @@ def prune(
 
 
 @contextlib.contextmanager
-def _asked() -> Iterator[None]:
+def _asked() -> Generator[None]:
     """Turn what a store cannot do into a JobError."""
     try:
         yield

@@ -160,9 +160,9 @@ def late_mpi(world: World) -> str:
 
 
 @needs_mpi
-def test_an_mpi_call_without_answer_ends_in_time_and_says_who_waited():
+def test_an_mpi_call_without_answer_ends_in_time_and_says_who_waited_for_whom():
     said, _ = mpi_ranks.mpi_ranks(2, late_mpi)
-    assert said == "all_gather on rank 0: no answer from all others in 0.3 s"
+    assert said == "all_gather on rank 0: no answer from rank 1 in 0.3 s"
 
 
 def place_mpi(world: World) -> list:

@@ -84,7 +84,7 @@ def test_damage_is_named_with_its_file(store, data, says):
 def test_a_mark_that_cannot_be_read_is_damage(store):
     publish(store, 1)
     damage(store, name_of(1), "COMPLETE", b'{"blake2b": [')
-    assert problem(store, name_of(1)).startswith("COMPLETE: ")
+    assert problem(store, name_of(1)).startswith("COMPLETE: is damaged (")
 
 
 def test_damaged_checkpoints_do_not_count_and_stay(store):

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sparsetrain.launch.failure import Failure, root_cause
+from sparsetrain.launch.failure import Failure, account, root_cause
 
 
 def failure(rank: int, kind: Any, at: float, **more: str) -> Failure:
@@ -28,3 +28,9 @@ def test_of_equals_the_first_in_time() -> None:
 def test_one_line_names_rank_host_and_cause() -> None:
     line = failure(1, "error", 0.0, type="ValueError", message="boom\nmore").line()
     assert line == "rank 1 on h (node n, process 1) failed: ValueError: boom"
+
+
+def test_an_account_names_all_that_died() -> None:
+    failures = [failure(3, "died", 2.0), failure(1, "died", 1.0), echo(0, 1.1), failure(2, "died", 1.0)]
+    assert account(failures) == f"{failures[1].line()}; also lost: rank 2 on h, rank 3 on h"
+    assert account(failures[2:3]) == failures[2].line()
