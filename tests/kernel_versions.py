@@ -1,7 +1,7 @@
 """Which version of the kernels serves, for the length of a with block."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Generator
 from unittest import mock
 
 import torch
@@ -11,7 +11,7 @@ from sparsetrain.kernels.native.library import Library
 
 
 @contextlib.contextmanager
-def serving(library: Library | None, threads: int = 1) -> Iterator[None]:
+def serving(library: Library | None, threads: int = 1) -> Generator[None]:
     """Let `library` serve, None for the reference, with that many torch threads."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)

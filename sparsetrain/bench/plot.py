@@ -10,7 +10,7 @@ import contextlib
 import math
 import os
 import pathlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from typing import Any
 
 SUFFIXES = (".svg", ".png")
@@ -135,7 +135,7 @@ def volume(rows: Rows, path: str) -> None:
 
 
 @contextlib.contextmanager
-def _chart(path: str, width: float, height: float) -> Iterator[Any]:
+def _chart(path: str, width: float, height: float) -> Generator[Any]:
     """Hand out a figure of that many inches, in the same style whatever the user's settings; write it at the end."""
     import matplotlib
     from matplotlib.figure import Figure

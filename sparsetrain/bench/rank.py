@@ -17,7 +17,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from typing import Any
 
 import torch
@@ -130,7 +130,7 @@ def end_after(seconds: float) -> None:
 
 
 @contextlib.contextmanager
-def joined(place: Place) -> Iterator[Way]:
+def joined(place: Place) -> Generator[Way]:
     """Join the other ranks, and end this process when its time is over. Collective.
 
     Hosts share no cores: the ranks spread over those of this machine, as far as there are enough of them.
@@ -146,7 +146,7 @@ def joined(place: Place) -> Iterator[Way]:
 
 
 @contextlib.contextmanager
-def _gloo(place: Place) -> Iterator[Way]:
+def _gloo(place: Place) -> Generator[Way]:
     dist.init_process_group(
         "gloo",
         init_method=f"file://{place.meet}",
@@ -161,7 +161,7 @@ def _gloo(place: Place) -> Iterator[Way]:
 
 
 @contextlib.contextmanager
-def _mpi(place: Place) -> Iterator[Way]:
+def _mpi(place: Place) -> Generator[Way]:
     transport = mpi_world(timeout=place.limit_s).transport
     assert isinstance(transport, MpiTransport)
     try:

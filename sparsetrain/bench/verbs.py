@@ -6,7 +6,7 @@ import contextlib
 import functools
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -332,7 +332,7 @@ def _ranks(
 
 
 @contextlib.contextmanager
-def _refusing(verb: str) -> Iterator[None]:
+def _refusing(verb: str) -> Generator[None]:
     """Say in one line why ranks cannot be measured like this; a rank that failed shows its last lines, code 1."""
     from sparsetrain.bench.hosts import HostsUnavailable
     from sparsetrain.bench.ranks import RankFailed

@@ -15,7 +15,7 @@ import pathlib
 import socket
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 
 DESCRIPTORS = pathlib.Path("/proc/self/fd")  # Linux; elsewhere there is nothing to cut, and time limits hold
 
@@ -35,7 +35,7 @@ class Connections:
         self._lock = threading.Lock()
 
     @contextlib.contextmanager
-    def watched(self) -> Iterator[None]:
+    def watched(self) -> Generator[None]:
         """Make a group inside, one thread at a time, and `know` its ports; until then a cut takes all that is new."""
         with self._lock:
             self._before = frozenset(_sockets().values())
@@ -58,7 +58,7 @@ class Connections:
             self._ports |= set(ports)
 
     @contextlib.contextmanager
-    def used(self) -> Iterator[None]:
+    def used(self) -> Generator[None]:
         """Note that this thread is in a collective, inside."""
         own = threading.get_ident()
         self._since[own] = time.monotonic()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 
 import numpy as np
 import torch
@@ -48,7 +48,7 @@ class TorchTransport(Transport):
                     each._get_backend(self.device).abort()
 
     @contextlib.contextmanager
-    def _reaching(self) -> Iterator[None]:
+    def _reaching(self) -> Generator[None]:
         """Turn what torch says of a broken connection or of a time limit into PeerLost."""
         if self.connections.cut_off:
             raise PeerLost("this rank has been cut off")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import pathlib
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 
 from sparsetrain.engine import checkpoint
 from sparsetrain.engine.checkpoint import step_of
@@ -73,7 +73,7 @@ class LocalStore:
         return {path.name: path.stat().st_size for path in (self.root / name).iterdir()}
 
     @contextlib.contextmanager
-    def fetch(self, name: str, file: str) -> Iterator[pathlib.Path]:
+    def fetch(self, name: str, file: str) -> Generator[pathlib.Path]:
         """See Store."""
         yield self.root / name / file
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -81,7 +81,7 @@ class ModelProbe:
 
 
 @contextlib.contextmanager
-def _kept_buffers(model: nn.Module) -> Iterator[None]:
+def _kept_buffers(model: nn.Module) -> Generator[None]:
     """Put the buffers, running statistics say, back to what they were."""
     before = {name: buffer.clone() for name, buffer in model.named_buffers()}
     try:

@@ -12,7 +12,7 @@ import os
 import pathlib
 import tempfile
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from typing import Any, TypeVar
 
 import fsspec
@@ -100,7 +100,7 @@ class RemoteStore:
         return self._present(name)
 
     @contextlib.contextmanager
-    def fetch(self, name: str, file: str) -> Iterator[pathlib.Path]:
+    def fetch(self, name: str, file: str) -> Generator[pathlib.Path]:
         """See Store."""
         with tempfile.TemporaryDirectory(prefix="sparsetrain-") as folder:
             path = pathlib.Path(folder) / file

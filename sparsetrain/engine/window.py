@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 
 from sparsetrain.collective.meter import ByteMeter
 from sparsetrain.engine.state import RunState
@@ -30,7 +30,7 @@ class Window:
         self.exchange_before = exchange_seconds
 
     @contextlib.contextmanager
-    def span(self, name: str) -> Iterator[None]:
+    def span(self, name: str) -> Generator[None]:
         """Add the time of the block to the span `name`."""
         began = time.perf_counter()
         try:

@@ -13,7 +13,7 @@ import socket
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from typing import Any
 
 from sparsetrain.config.errors import JobError
@@ -27,7 +27,7 @@ OBJECT_STORE = 128 << 20  # bytes; only small messages pass through it
 
 
 @contextlib.contextmanager
-def ray_cluster(cluster: Cluster, spares: int = 0) -> Iterator[None]:
+def ray_cluster(cluster: Cluster, spares: int = 0) -> Generator[None]:
     """Be connected to a cluster; an own one has ended with all its processes and files when this returns.
 
     Raises JobError when the job's address does not answer.
@@ -41,7 +41,7 @@ def ray_cluster(cluster: Cluster, spares: int = 0) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def local_cluster(cluster: Cluster, spares: int) -> Iterator[None]:
+def local_cluster(cluster: Cluster, spares: int) -> Generator[None]:
     """Run Ray on the loopback of this machine, behind a token, with as many logical CPUs as the job asks for."""
     secure(os.environ)
     import ray
@@ -97,7 +97,7 @@ def private_folder() -> str:
 
 
 @contextlib.contextmanager
-def connected(address: str) -> Iterator[None]:
+def connected(address: str) -> Generator[None]:
     """Be connected to the cluster at `address`, with the token in RAY_AUTH_TOKEN if it wants one."""
     refuse_silent(address)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -149,7 +149,7 @@ def secure(environment: Any) -> None:
 
 
 @contextlib.contextmanager
-def placement(cluster: Cluster, workers: int, check: Callable[[], None] | None) -> Iterator[Any]:
+def placement(cluster: Cluster, workers: int, check: Callable[[], None] | None) -> Generator[Any]:
     """Hold a placement group with a bundle for each of `workers`; `check` is called while waiting and may raise, and
     without it nobody waits: the group is there when the cluster has room.
 

@@ -10,7 +10,7 @@ import secrets
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from typing import Any
 
 from sparsetrain.config.job import Job
@@ -221,7 +221,7 @@ class RayGroup:
 
 
 @contextlib.contextmanager
-def ray_group(job: Job, folder: pathlib.Path, check: Callable[[], None]) -> Iterator[RayGroup]:
+def ray_group(job: Job, folder: pathlib.Path, check: Callable[[], None]) -> Generator[RayGroup]:
     """Hold the places of a job's workers; `check` is called while waiting for those that must be there."""
     cluster = job.cluster
     least = cluster.workers.min

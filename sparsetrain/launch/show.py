@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import Any, TextIO
 
 from sparsetrain.config.job import Job
@@ -13,20 +13,20 @@ from sparsetrain.track.console import format_row
 
 
 @contextlib.contextmanager
-def progress(job: Job, stream: TextIO, stop: Stop) -> Iterator[Progress]:
+def progress(job: Job, stream: TextIO, stop: Stop) -> Generator[Progress]:
     """Yield where lines and rows of the run go: to `stream`, at once."""
     with _on_terminal(job, stream, stop) if stream.isatty() else _as_lines(stream, stop) as shown:
         yield shown
 
 
 @contextlib.contextmanager
-def silent(job: Job, stream: TextIO, stop: Stop) -> Iterator[Progress]:
+def silent(job: Job, stream: TextIO, stop: Stop) -> Generator[Progress]:
     """Yield a progress that shows nothing; the run can be stopped all the same."""
     yield Progress(line=lambda text: None, row=lambda row: None, check=stop.check)
 
 
 @contextlib.contextmanager
-def _as_lines(stream: TextIO, stop: Stop) -> Iterator[Progress]:
+def _as_lines(stream: TextIO, stop: Stop) -> Generator[Progress]:
     def line(text: str) -> None:
         print(text, file=stream, flush=True)
 
@@ -34,7 +34,7 @@ def _as_lines(stream: TextIO, stop: Stop) -> Iterator[Progress]:
 
 
 @contextlib.contextmanager
-def _on_terminal(job: Job, stream: TextIO, stop: Stop) -> Iterator[Progress]:
+def _on_terminal(job: Job, stream: TextIO, stop: Stop) -> Generator[Progress]:
     from rich.console import Console
     from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bar

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import Any
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -37,7 +37,7 @@ class Stop:
 
 
 @contextlib.contextmanager
-def kept() -> Iterator[None]:
+def kept() -> Generator[None]:
     """Put the handlers of SIGINT and SIGTERM back afterwards; only the main thread may change any."""
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -51,7 +51,7 @@ def kept() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def listening() -> Iterator[Stop]:
+def listening() -> Generator[Stop]:
     """Collect SIGINT and SIGTERM in what is yielded; `check` raises."""
     stop = Stop()
     with kept():
@@ -60,7 +60,7 @@ def listening() -> Iterator[Stop]:
 
 
 @contextlib.contextmanager
-def undisturbed() -> Iterator[None]:
+def undisturbed() -> Generator[None]:
     """Ignore SIGINT and SIGTERM inside: a second Ctrl-C must not leave processes behind."""
     with kept():
         _handle(signal.SIG_IGN)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 
 import torch
 from torch import nn
@@ -12,7 +12,7 @@ from sparsetrain.masks.maskset import MaskSet
 
 
 @contextlib.contextmanager
-def hidden(masks: MaskSet, parameters: Mapping[str, nn.Parameter]) -> Iterator[None]:
+def hidden(masks: MaskSet, parameters: Mapping[str, nn.Parameter]) -> Generator[None]:
     """Inside, weights outside the forward set are zero; afterwards they have their values back. Free where both sets
     are the same."""
     kept = {name: parameters[name].detach().clone() for name in masks.updates}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import bisect
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -40,7 +40,7 @@ class Learning:
         return {name: torch.zeros_like(each, dtype=torch.bool) for name, each in self.parameters.items()}
 
     @contextlib.contextmanager
-    def forward(self, step: int | None) -> Iterator[None]:
+    def forward(self, step: int | None) -> Generator[None]:
         """Inside, weights are what the forward pass uses; afterwards they have their values back, and gradients are
         those of weights and parameters.
 

@@ -10,14 +10,14 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Generator
 
 MISSING = [name for name in ("moto", "s3fs", "flask") if importlib.util.find_spec(name) is None]
 BUCKET = "bucket"
 
 
 @contextlib.contextmanager
-def s3_server(log: str = os.devnull) -> Iterator[tuple[dict[str, str], subprocess.Popen[bytes]]]:
+def s3_server(log: str = os.devnull) -> Generator[tuple[dict[str, str], subprocess.Popen[bytes]]]:
     """Give the variables with which a client finds the server and a bucket in it, and the server's process."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
