@@ -125,6 +125,10 @@ KINDS: dict[str, dict[str, str]] = {
         "mpi": "sparsetrain.launch.launchers.mpi:Mpi",
         "slurm": "sparsetrain.launch.launchers.slurm:Slurm",
     },
+    "engine": {
+        "torch": "sparsetrain.engine.torch_engine:TorchEngine",
+        "deepspeed": "sparsetrain.engine.deepspeed:DeepSpeed",
+    },
     "sink": {
         "jsonl": "sparsetrain.track.jsonl:JsonlSink",
         "wandb": "sparsetrain.track.wandb:WandbSink",
@@ -147,6 +151,7 @@ METHODS: dict[str, tuple[str, ...]] = {
     "mask_schedule": ("updates", "sparsity"),
     "regulariser": ("pull",),
     "launcher": ("plan",),
+    "engine": ("begin", "backward", "step"),
     "sink": ("log", "close"),
 }
 

@@ -155,6 +155,8 @@ def check(job: Job) -> None:
         check_url(job.checkpoint.url)
     if masks is not None:
         check_masks(masks)
+    if problem := registry.load("engine", job.engine.name).refuses(job):
+        raise JobError(problem)
     feedback = exchange.error_feedback.name
     if feedback == "dgc" and getattr(job.optimizer.config, "momentum", 0.0):
         raise JobError(

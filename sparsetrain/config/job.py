@@ -232,6 +232,8 @@ class Job:
     model: Annotated[Component, Named("model", "gpt")] = "gpt"  # pyrefly: ignore[bad-assignment]
     data: Annotated[Component, Named("data", "text")] = "text"  # pyrefly: ignore[bad-assignment]
     optimizer: Annotated[Component, Named("optimizer", "adamw")] = "adamw"  # pyrefly: ignore[bad-assignment]
+    # Who holds weights and optimizer state, and takes the steps.
+    engine: Annotated[Component, Named("engine", "torch")] = "torch"  # pyrefly: ignore[bad-assignment]
     train: Train = Train()
     exchange: Exchange = Exchange()
     masks: Masks | None = None  # None: dense weights

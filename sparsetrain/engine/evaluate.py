@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from sparsetrain.collective.world import World
+from sparsetrain.engine.engine import Engine
 
 
 def _plain(model: Any, batch: tuple[torch.Tensor, ...]) -> dict[str, Any]:
@@ -16,11 +17,12 @@ def _plain(model: Any, batch: tuple[torch.Tensor, ...]) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def evaluate(model: Any, data: Any, batch_size: int, batches: int, world: World) -> dict[str, float]:
+def evaluate(engine: Engine, data: Any, batch_size: int, batches: int, world: World) -> dict[str, float]:
     """Return eval/loss and, where the model knows them, eval/bits_per_byte and eval/accuracy over all ranks.
 
     The first `batches` x `batch_size` held-out samples are dealt to the ranks in turn. Collective.
     """
+    model: Any = engine.model
     for buffer in model.buffers():
         if buffer.is_floating_point():
             world.transport.broadcast(buffer, "control")
@@ -28,9 +30,15 @@ def evaluate(model: Any, data: Any, batch_size: int, batches: int, world: World)
     samples = min(data.eval_size, batches * batch_size)
     starts = range(0, samples, batch_size)
     sums = torch.zeros(3, dtype=torch.float64)
-    for start in list(starts)[world.rank :: world.size]:
+    own = list(starts)[world.rank :: world.size]
+    # Where weights are gathered layer by layer, every rank has to pass through as often as the others.
+    idle = -(-len(starts) // world.size) - len(own) if engine.gathers else 0
+    for number, start in enumerate([*own, *[0] * idle]):
         batch = data.eval_batch(torch.arange(start, min(start + batch_size, samples)))
-        batch = tuple(part.to(world.transport.device) for part in batch)
+        batch = engine.inputs(tuple(part.to(world.transport.device) for part in batch))
+        if number >= len(own):
+            model.loss(batch)
+            continue
         found = model.metrics(batch) if hasattr(model, "metrics") else _plain(model, batch)
         sums += torch.tensor(
             [float(found[key]) if key in found else math.nan for key in ("loss_sum", "count", "correct")]

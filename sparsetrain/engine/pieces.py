@@ -1,8 +1,8 @@
 """A run's whole state as named groups of tensors: the same on a disk, in memory, and between ranks.
 
 Groups that all ranks share are model, masks, outer and, where every step exchanges, optimizer. A rank's own are
-residual.rank00000 (with its random generators and scores), optimizer.rank00000 with local steps, and between two
-exchanges local.rank00000, which is never on a disk.
+residual.rank00000 (with its random generators and scores), optimizer.rank00000 with local steps or an engine that
+shards it, and between two exchanges local.rank00000, which is never on a disk.
 """
 
 from __future__ import annotations
@@ -89,9 +89,9 @@ def own(group: str, rank: int) -> str:
 
 
 def capture(state: RunState, digest: bool = True) -> Pieces:
-    """Return this rank's part of the state, and what all ranks share. No copies are made, but between two exchanges the
-    model goes back to the last one: the state must then be built anew. `digest`: of the weights, else the pieces hold
-    what it is to be made of."""
+    """Return this rank's part of the state, and what all ranks share. No copies are made but of weights that are spread
+    over the ranks; between two exchanges the model goes back to the last one: the state must then be built anew.
+    `digest`: of the weights, else the pieces hold what it is to be made of. Collective where weights are spread."""
     rank = state.world.rank
     groups: dict[str, Tensors] = {}
     if local := state.update.leave_local():
@@ -102,10 +102,10 @@ def capture(state: RunState, digest: bool = True) -> Pieces:
     if state.masks is not None:
         kept |= {f"{SCORES}{key}": tensor for key, tensor in state.masks.rank_state().items()}
     groups[own("residual", rank)] = kept
-    every_step = state.job.exchange.every == 1
-    optimizer = "optimizer" if every_step else own("optimizer", rank)
-    groups[optimizer] = checkpoint.optimizer_tensors(state.optimizer, state.parameters)
-    groups["model"] = {key: tensor.detach() for key, tensor in checkpoint.model_tensors(state.model).items()}
+    groups[_optimizer(state, rank)] = state.engine.state()
+    with state.engine.whole():
+        held = {key: tensor.detach() for key, tensor in checkpoint.model_tensors(state.model).items()}
+        groups["model"] = {key: tensor.clone() for key, tensor in held.items()} if state.engine.gathers else held
     masks: dict[str, Any] = state.masks.state_dict() if state.masks is not None else {"packed": {}, "epoch": 0}
     shared = {f"{part}/{name}": tensor for part in SHARED for name, tensor in masks.get(part, {}).items()}
     groups["masks"] = {**masks["packed"], **shared}
@@ -125,7 +125,8 @@ def capture(state: RunState, digest: bool = True) -> Pieces:
         weights_digest=state.weights_digest() if digest else "",
         regimes=state.exchange.choice(),
     )
-    return Pieces(told, groups, weights={} if digest else {name: p.detach() for name, p in state.parameters.items()})
+    own_weights = {name: groups["model"].get(name, p.detach()) for name, p in state.parameters.items()}
+    return Pieces(told, groups, weights={} if digest else own_weights)
 
 
 def restore(state: RunState, source: Source) -> None:
@@ -141,7 +142,8 @@ def restore(state: RunState, source: Source) -> None:
 def _restore(state: RunState, source: Source) -> None:
     state.forget()  # what a checkpoint that turned out unreadable has left
     about = source.about()
-    checkpoint.load_model(state.model, source.read("model"), source.name)
+    with state.engine.whole(change=True):
+        checkpoint.load_model(state.model, source.read("model"), source.name)
     if state.masks is not None:
         packed = source.read("masks")
         parts = {part: _under(packed, f"{part}/") for part in SHARED}
@@ -149,9 +151,10 @@ def _restore(state: RunState, source: Source) -> None:
     state.sync_masks()
     state.update.load_state(source.read("outer"))
     ranks, rank = about.world_size, state.world.rank
+    if state.engine.shards and ranks != state.world.size:
+        raise CheckpointError(f"{source.name}: is of {ranks} ranks, each with its shard of the optimizer's state")
     every_step = state.job.exchange.every == 1
-    optimizer = source.read("optimizer" if every_step else own("optimizer", rank % ranks))
-    checkpoint.load_optimizer(state.optimizer, state.parameters, optimizer, every_step and about.exchanges > 0)
+    state.engine.load_state(source.read(_optimizer(state, rank % ranks)), every_step and about.exchanges > 0)
     if ranks == state.world.size:
         kept = source.read(own("residual", rank))
     else:
@@ -173,7 +176,8 @@ def _restore(state: RunState, source: Source) -> None:
     if state.weights_digest() != about.weights_digest:
         raise CheckpointError(f"{source.name}: weights do not have the digest that state.json names")
     if state.masks is not None:
-        check_inactive(state.masks.masks, state.parameters)
+        with state.engine.whole():
+            check_inactive(state.masks.masks, state.parameters)
 
 
 def go_local(state: RunState, pieces: Pieces) -> None:
@@ -195,6 +199,12 @@ def _check_kept(state: RunState, kept: Tensors, name: str) -> None:
         saved = kept[key]
         if saved.dtype != present.dtype or not bool(torch.isfinite(saved).all()):
             raise CheckpointError(f"{name}: {key} is not finite {str(present.dtype).removeprefix('torch.')}")
+
+
+def _optimizer(state: RunState, rank: int) -> str:
+    """Return the group with a rank's optimizer state."""
+    alone = state.engine.shards or state.job.exchange.every > 1
+    return own("optimizer", rank) if alone else "optimizer"
 
 
 def _under(tensors: Tensors, prefix: str) -> Tensors:

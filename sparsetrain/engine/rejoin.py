@@ -43,7 +43,7 @@ def rejoin(former: Trainer | None, job: Job, world: World, around: Surroundings)
             pieces = fit(settled(former, agreement), former.state.exchange, agreement, world, former.world.rank)
         pieces = give(pieces, former.state if former is not None else None, agreement, world)
     state = build(job, world, around.calibrations, former.state.data if former is not None else None)
-    trainer = Trainer(state, around.folder, around.log, around.show, recovers=True)
+    trainer = Trainer(state, around.folder, around.log, around.show, recovers=state.engine.moves)
     if former is not None and former.world.rank == 0:
         if world.rank == 0:
             trainer.tracker = former.tracker

@@ -18,6 +18,7 @@ from sparsetrain.config.job import Job, Masks
 from sparsetrain.config.load import checked
 from sparsetrain.data.sampler import Sampler
 from sparsetrain.engine import checkpoint, operations
+from sparsetrain.engine.engine import Engine, Parts
 from sparsetrain.engine.operations import Operations
 from sparsetrain.engine.sparse_mean import sparse_mean
 from sparsetrain.engine.update import EveryStep, LocalSteps
@@ -47,7 +48,7 @@ class RunState:
     data: Any
     sampler: Sampler
     parameters: dict[str, nn.Parameter]
-    optimizer: torch.optim.Optimizer
+    engine: Engine
     exchange: GradientExchange
     update: EveryStep | LocalSteps
     masks: MaskController | None
@@ -84,15 +85,26 @@ class RunState:
         """Return the numbers of the samples that this rank takes in the step that comes."""
         return self.sampler.indices(self.at.position)
 
+    @property
+    def optimizer(self) -> torch.optim.Optimizer:
+        """Return whose groups hold the learning rates."""
+        return self.engine.optimizer
+
     def weights_digest(self) -> str:
-        """Return the blake2b digest of all weights, as hex: equal on all ranks after an exchange."""
-        return checkpoint.digest_of(self.parameters)
+        """Return the blake2b digest of all weights, as hex: equal on all ranks after an exchange. Collective."""
+        with self.engine.whole():
+            return checkpoint.digest_of(self.parameters)
 
     def sync_masks(self) -> None:
         """Tell the exchange and the update rule which coordinates are active now."""
         if self.masks is not None:
             self.exchange.set_masks(self.masks.limits, self.masks.masks.epoch)
             self.update.set_masks(self.masks.limits)
+
+    def close(self) -> None:
+        """End the exchange's threads and let go of the engine: this state trains no more."""
+        self.exchange.close()
+        self.engine.close()
 
     def forget(self) -> None:
         """Keep nothing of earlier gradients: weights have been rewound."""
@@ -151,20 +163,24 @@ def build(job: Job, world: World, calibrations: pathlib.Path | None = None, data
     exchanges = -(-job.train.steps // job.exchange.every)
     shapes = {name: tuple(p.shape) for name, p in parameters.items()}
     exchange = GradientExchange(job.exchange, shapes, world, exchanges, device, calibrations)
-    mask_gradients, pull = (masks.mask_gradients, masks.pull) if masks is not None else (_nothing, lambda step: None)
-    clip, outer = job.train.clip, job.exchange.outer
-    update: EveryStep | LocalSteps
-    if job.exchange.every == 1:
-        update = EveryStep(parameters, optimizer, exchange, clip, world, pull)
-    else:
-        every = job.exchange.every
-        update = LocalSteps(parameters, optimizer, exchange, clip, every, outer, world, mask_gradients, pull)
     sampler = Sampler(data.train_size, batch, world.rank, world.size, job.seed)
-    state = RunState(job, world, model, data, sampler, parameters, optimizer, exchange, update, masks)
-    state.sync_masks()
+    counted = None
     if masks is not None:
         example = data.train_batch(sampler.whole(0)[: job.train.batch_size])
-        state.operations = operations.count(model, tuple(part.to(device) for part in example), masks.parameters)
+        counted = operations.count(model, tuple(part.to(device) for part in example), masks.parameters)
+    pull = masks.pull if masks is not None else _nothing
+    engine = job.engine.build(
+        Parts(model=model, parameters=parameters, optimizer=optimizer, job=job, world=world, pull=pull)
+    )
+    update: EveryStep | LocalSteps
+    if job.exchange.every == 1:
+        update = EveryStep(parameters, engine, exchange, world)
+    else:
+        mask_gradients = masks.mask_gradients if masks is not None else _nothing
+        every, outer = job.exchange.every, job.exchange.outer
+        update = LocalSteps(parameters, engine, exchange, every, outer, world, mask_gradients)
+    state = RunState(job, world, model, data, sampler, parameters, engine, exchange, update, masks, counted)
+    state.sync_masks()
     # Dropout and other draws differ between ranks; weights and masks are drawn above, from the shared seed.
     torch.manual_seed(job.seed * 1_000_003 + world.rank + 1)
     return state
@@ -198,7 +214,7 @@ def couplings(masks: Masks, model: Any) -> tuple[Coupling, ...]:
         raise JobError(f"masks.structure: the model's couplings() are none: {type(error).__name__}: {error}") from error
 
 
-def _nothing() -> None:
+def _nothing(*_: Any) -> None:
     return
 
 

@@ -28,7 +28,7 @@ from sparsetrain.engine.rows import figures, sinks
 from sparsetrain.engine.saver import Saver
 from sparsetrain.engine.state import RunState, build
 from sparsetrain.engine.store import open_store
-from sparsetrain.engine.update import Updated, gradient
+from sparsetrain.engine.update import Updated
 from sparsetrain.engine.window import Window
 from sparsetrain.gradient.handover import hand_over
 from sparsetrain.masks.agreement import agree_weights
@@ -158,9 +158,9 @@ class Trainer:
         if masks is not None and state.operations is not None:
             self.cost = state.operations.training(masks.masks, masks.asks_all(state.step + 1))
         if masks is not None and masks.watches(state.step + 1):
-            with self.window.span("scores"):
+            with self.window.span("scores"), state.engine.whole():
                 # Scores are means of unmasked gradients, so they are taken before anything is masked away.
-                masks.observe(state.step + 1, {name: gradient(p) for name, p in masks.parameters.items()})
+                masks.observe(state.step + 1, {name: state.engine.gradient(name) for name in masks.parameters})
         with self.window.span("update"):
             updated = state.update.step(state.step + 1, last)
         self.stepped(updated)
@@ -192,15 +192,19 @@ class Trainer:
         updates = masks.is_update(state.step)
         if updates and self.recovers and self.undo is None:
             self.undo = capture(state).copied()
-        masks.mask_weights()
-        if masks.rewinding is not None and updates:
-            self._evaluate()  # what the round has come to, before its weights are gone
-        report = masks.step(state.step, state.optimizer)
-        if report:
-            state.sync_masks()
-        if report and report.rewound:
-            state.forget()
-        masks.check(state.step)
+        touched = updates or masks.checks(state.step) or not state.engine.gathers
+        with state.engine.whole(change=True) if touched else contextlib.nullcontext():
+            if touched:
+                masks.mask_weights()
+            if masks.rewinding is not None and updates:
+                self._evaluate()  # what the round has come to, before its weights are gone
+            report = masks.step(state.step, state.engine.transitions)
+            if report:
+                state.engine.follow(report.old, report.new)
+                state.sync_masks()
+            if report and report.rewound:
+                state.forget()
+            masks.check(state.step)
         state.masks_due = False
         return report
 
@@ -225,6 +229,7 @@ class Trainer:
         if (done or due) and not self.spiked:
             with self.window.span("checkpoint"):
                 self.saver.save(capture(state, digest=False), state.step, loss)
+                state.engine.saved(self.folder, state.step, done)
         self.recorded = state.step
 
     def save(self) -> bool:
@@ -252,7 +257,7 @@ class Trainer:
 
     def close(self, status: str) -> None:
         """End the sinks and the threads. Collective."""
-        self.state.exchange.close()
+        self.state.close()
         self.tracker.close(status)
 
     def _set_learning_rate(self) -> None:
@@ -267,7 +272,7 @@ class Trainer:
     def _forward_backward(self) -> None:
         """Leave the gradient, averaged over this rank's samples, in `.grad`, as its share of the mean over ranks."""
         state = self.state
-        state.optimizer.zero_grad(set_to_none=True)
+        state.engine.begin()
         total = 0.0
         own = state.samples()
         # With unequal shares a rank counts by its samples: n_r P / N.
@@ -286,30 +291,23 @@ class Trainer:
             batch = tuple(part.to(self.world.transport.device) for part in batch)
         state.update.listen(last and state.streams)
         with self.window.span("forward_backward"):
-            with self._autocast():
-                loss = state.model.loss(batch)
-            (loss * share if share != 1.0 else loss).backward()
-            return float(loss.detach()) * share
-
-    def _autocast(self) -> contextlib.AbstractContextManager[Any]:
-        if self.job.train.precision == "fp32":
-            return contextlib.nullcontext()
-        return torch.autocast(self.world.transport.device.type, torch.bfloat16)
+            return state.engine.backward(state.engine.inputs(batch), share) * share
 
     def _evaluate(self) -> dict[str, float]:
         train, began = self.job.train, time.perf_counter()
         self.check_replicas()
         with self.state.forward():
             self.evaluation = evaluate(
-                self.state.model, self.state.data, train.batch_size, train.evaluate_batches, self.world
+                self.state.engine, self.state.data, train.batch_size, train.evaluate_batches, self.world
             )
         self.began += time.perf_counter() - began  # evaluation does not count as training time
         return dict(self.evaluation)
 
     def check_replicas(self) -> None:
         """Compare all ranks' weights, whatever the job says about masks. Raises ReplicasDiffer."""
-        weights = {name: parameter.detach() for name, parameter in self.state.parameters.items()}
-        agree_weights(weights, self.world.transport.gather_bytes, "raise")
+        with self.state.engine.whole():
+            weights = {name: parameter.detach() for name, parameter in self.state.parameters.items()}
+            agree_weights(weights, self.world.transport.gather_bytes, "raise")
 
     def _record(self, row: dict[str, float], report: Report | None) -> None:
         """Send one row of metrics to the tracker. The loss is the mean over ranks: collective."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
@@ -14,6 +15,8 @@ from sparsetrain.collective.world import World
 from sparsetrain.config.job import Outer
 from sparsetrain.engine.assent import Assent
 from sparsetrain.engine.checkpoint import fitting
+from sparsetrain.engine.engine import Engine
+from sparsetrain.engine.torch_engine import TorchEngine
 from sparsetrain.gradient.exchange import GradientExchange
 
 SINCE = "since/"  # among a rank's own weights: local steps since the exchange, and whether one is due
@@ -77,17 +80,13 @@ class EveryStep:
     def __init__(
         self,
         parameters: dict[str, nn.Parameter],
-        optimizer: torch.optim.Optimizer,
+        engine: Engine,
         exchange: GradientExchange,
-        clip: float,
         world: World,
-        pull: Callable[[int], None],
     ) -> None:
-        self.pull = pull
         self.parameters = parameters
-        self.optimizer = optimizer
+        self.engine = engine
         self.exchange = exchange
-        self.clip = clip
         self.assent = Assent(world.transport)
         self.final = False
         self.waiting: Arrived | None = None
@@ -105,7 +104,7 @@ class EveryStep:
     def step(self, step: int, last: bool) -> Updated:
         """Exchange, clip, step. A non-finite gradient on any rank skips the step on all."""
         self.waiting = None
-        means = self.exchange.prepare({name: gradient(p) for name, p in self.parameters.items()})
+        means = self.exchange.prepare({name: self.engine.gradient(name) for name in self.parameters})
         norm = float("nan")
         if means is not None:
             norm = float(torch.nn.utils.get_total_norm([means[name] for name in self.parameters]))
@@ -125,13 +124,10 @@ class EveryStep:
         assert self.waiting is not None
         waiting, self.waiting = self.waiting, None
         if waiting.means is None:
+            self.engine.skip()
             return Updated(float("nan"), True, skipped=True)
         self.exchange.commit()
-        for name, parameter in self.parameters.items():
-            parameter.grad = waiting.means[name].to(parameter.dtype)
-        _clip(self.parameters, self.clip, torch.tensor(norm, device=self.exchange.device))
-        self.pull(waiting.step)
-        self.optimizer.step()
+        self.engine.step(waiting.step, waiting.means, norm)
         return Updated(norm, True)
 
     def set_masks(self, masks: Mapping[str, Tensor]) -> None:
@@ -165,20 +161,16 @@ class LocalSteps:
     def __init__(
         self,
         parameters: dict[str, nn.Parameter],
-        optimizer: torch.optim.Optimizer,
+        engine: TorchEngine,
         exchange: GradientExchange,
-        clip: float,
         every: int,
         outer: Outer,
         world: World,
         mask_gradients: Callable[[], None],
-        pull: Callable[[int], None],
     ) -> None:
-        self.pull = pull
         self.parameters = parameters
-        self.optimizer = optimizer
+        self.engine = engine
         self.exchange = exchange
-        self.clip = clip
         self.every = every
         self.outer = outer
         self.assent = Assent(world.transport)
@@ -197,22 +189,19 @@ class LocalSteps:
         """Take a local step; at every H-th step and at the last one exchange the difference."""
         self.waiting = None
         self.mask_gradients()
-        gradients = [gradient(parameter) for parameter in self.parameters.values()]
-        norm = torch.nn.utils.get_total_norm(gradients).reshape(1)
-        finite = bool(torch.isfinite(norm))
+        norm = float(torch.nn.utils.get_total_norm([self.engine.gradient(name) for name in self.parameters]))
+        finite = math.isfinite(norm)
         if finite and not self.due:
-            _clip(self.parameters, self.clip, norm)
-            self.pull(step)
-            self.optimizer.step()
+            self.engine.local_step(step, norm)
         self.since += not self.due
         self.due = self.since >= self.every or last
         if not self.due:
-            return Updated(float(norm), False, skipped=not finite)
+            return Updated(norm, False, skipped=not finite)
         with torch.no_grad():
             means = self.exchange.prepare({name: self.anchor[name] - p for name, p in self.parameters.items()})
-        self.waiting = Arrived(step, means, float(norm), finite)
-        self.assent.gather(float(norm))
-        updated = self.finish(float(norm))
+        self.waiting = Arrived(step, means, norm, finite)
+        self.assent.gather(norm)
+        updated = self.finish(norm)
         self.exchange.plan()
         return updated
 
@@ -291,15 +280,3 @@ class LocalSteps:
         self.due = bool(due)
         for name, parameter in self.parameters.items():
             parameter.copy_(state[name])
-
-
-def gradient(parameter: nn.Parameter) -> Tensor:
-    """Return the parameter's gradient, zeros where the batch gave it none."""
-    # A parameter that this batch did not use still has its place in the layout.
-    return parameter.grad if parameter.grad is not None else torch.zeros_like(parameter)
-
-
-def _clip(parameters: Mapping[str, nn.Parameter], limit: float, norm: Tensor) -> None:
-    # Most of a run's gradients are within the limit, and a factor of 1 would be a pass over all of them.
-    if limit and float(norm) >= limit:
-        torch.nn.utils.clip_grads_with_norm_(parameters.values(), limit, norm.squeeze(0))

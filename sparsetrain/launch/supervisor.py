@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from sparsetrain import registry
 from sparsetrain.config.errors import JobError
 from sparsetrain.config.job import Job
 from sparsetrain.launch.failure import Failure, RunFailed, root_cause
@@ -225,7 +226,8 @@ class Supervisor:
         for member in [m for m in self.members if m.rank in dead or m in leaving]:
             self.group.dismiss(member)
             self.members.remove(member)
-        if failures and not self.job.recovery.memory:
+        moves = registry.load("engine", self.job.engine.name).moves
+        if not moves or (failures and not self.job.recovery.memory):
             for member in self.members:
                 self.group.dismiss(member)
             self.members = []

@@ -239,10 +239,14 @@ class MaskController:
         rewound = self.rewinding is not None
         return Report(new.epoch, dropped, grown, churn, new.sparsity(), target, out, explored, old, new, rewound)
 
+    def checks(self, step: int) -> bool:
+        """Return whether `check` compares after `step` finished steps."""
+        return step % self.config.agreement_every == 0
+
     def check(self, step: int) -> None:
         """Compare all ranks' masks and weights every `agreement_every` steps; differences raise Disagreement, or are
         overwritten by rank 0's. Collective; call it only where ranks must hold equal weights."""
-        if step % self.config.agreement_every == 0:
+        if self.checks(step):
             self.masks = agree(self.masks, self.gather, self.config.agreement)
             everything = {**self.chooser.everything, **self.learned}
             weights = {name: parameter.detach() for name, parameter in everything.items()}

@@ -42,7 +42,12 @@ def apply(
             continue
         for field, value in optimizer.state[parameter].items():
             if torch.is_tensor(value) and value.shape == parameter.shape:
-                value.copy_(torch.where(stayed, value, _fresh(field, value, stayed, after)))
+                value.copy_(moved(field, value, stayed, after))
+
+
+def moved(field: str, value: Tensor, stayed: Tensor, after: Tensor) -> Tensor:
+    """Return a field of a parameter's optimizer state for the update set `after`, of which `stayed` were in before."""
+    return torch.where(stayed, value, _fresh(field, value, stayed, after))
 
 
 def restart(optimizer: torch.optim.Optimizer | None) -> None:

@@ -124,7 +124,7 @@ class Session:
                 self.training = self.asked = False
                 ended.set()
                 watch.join()
-            trainer.state.exchange.close()
+            trainer.state.close()
             if result.get("paused"):
                 return {**result, "leaving": self.leaving}
             trainer.tracker.close("finished")

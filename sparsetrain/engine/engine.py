@@ -1,0 +1,117 @@
+"""Between the loop and the optimizer: who holds weights and optimizer state, and takes the step."""
+
+from __future__ import annotations
+
+import abc
+import contextlib
+import dataclasses
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sparsetrain.collective.world import World
+from sparsetrain.config.job import Job
+from sparsetrain.engine.checkpoint import Tensors, load_optimizer, optimizer_tensors
+from sparsetrain.masks.maskset import MaskSet
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Parts:
+    """What an engine is built from. `pull` adds to the mean gradients in `.grad` what methods ask for because of the
+    weights alone."""
+
+    model: Any
+    parameters: Mapping[str, nn.Parameter]
+    optimizer: torch.optim.Optimizer
+    job: Job
+    world: World
+    pull: Callable[[int], None]
+
+
+class Engine(abc.ABC):
+    """Runs a model's backward and takes its steps; between the two the exchange replaces each rank's gradients by
+    their mean. All ranks make the same calls.
+
+    `shards`: weights or optimizer state are spread over the ranks, so that a checkpoint's is each rank's own.
+    `gathers`: so are the weights, and only inside `whole` a parameter has all of its values. `moves`: a process can
+    take what it holds into another group of ranks; else all begin anew from a checkpoint when one is lost.
+    """
+
+    shards = False
+    gathers = False
+    moves = True
+
+    def __init__(self, parts: Parts) -> None:
+        self.model = parts.model
+        self.parameters = parts.parameters
+        self.optimizer = parts.optimizer
+        self.pull = parts.pull
+
+    @classmethod
+    def refuses(cls, job: Job) -> str:
+        """Return why this engine does not train the job, as `path: what is wrong`; nothing where it does."""
+        return ""
+
+    @abc.abstractmethod
+    def begin(self) -> None:
+        """Forget all gradients; the backward passes of a step follow."""
+
+    @abc.abstractmethod
+    def backward(self, batch: tuple[Tensor, ...], share: float) -> float:
+        """Add a micro-batch's gradients, its mean loss taken times `share`; return that loss."""
+
+    def gradient(self, name: str) -> Tensor:
+        """Return this rank's gradient of a parameter since `begin`, zeros where no batch gave it one."""
+        return gradient(self.parameters[name])
+
+    @abc.abstractmethod
+    def step(self, step: int, means: Mapping[str, Tensor], norm: float) -> None:
+        """Take the step that makes `step` finished ones; `means` are the mean gradients, `norm` is theirs."""
+
+    @abc.abstractmethod
+    def skip(self) -> None:
+        """Take no step, and forget the gradients."""
+
+    def whole(self, change: bool = False) -> contextlib.AbstractContextManager[None]:
+        """Return a context in which parameters have all their values; with `change` what is changed inside, on all
+        ranks alike, stays."""
+        return contextlib.nullcontext()
+
+    def inputs(self, batch: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """Return a batch as the model takes it."""
+        return batch
+
+    def follow(self, old: MaskSet, new: MaskSet) -> None:
+        """Bring what is kept beside the weights from the old to the new masks, after the weights."""
+        return
+
+    @property
+    def transitions(self) -> torch.optim.Optimizer | None:
+        """Return the optimizer whose state mask updates change by parameter; None where `follow` does it."""
+        return self.optimizer
+
+    def state(self) -> Tensors:
+        """Return the optimizer's state."""
+        return optimizer_tensors(self.optimizer, dict(self.parameters))
+
+    def load_state(self, tensors: Tensors, whole: bool) -> None:
+        """Put back what `state` returned; `whole`: at least one step had been taken. Raises CheckpointError."""
+        load_optimizer(self.optimizer, dict(self.parameters), tensors, whole)
+
+    def saved(self, folder: pathlib.Path, step: int, last: bool) -> None:
+        """Write into the run folder what other tools want to read beside the checkpoint of a step; `last`: of the run.
+        Collective."""
+        return
+
+    def close(self) -> None:
+        """Let go of what is held beside Python's memory. No step comes after it."""
+        return
+
+
+def gradient(parameter: nn.Parameter) -> Tensor:
+    """Return the parameter's gradient, zeros where the batch gave it none."""
+    # A parameter that this batch did not use still has its place in the layout.
+    return parameter.grad if parameter.grad is not None else torch.zeros_like(parameter)
