@@ -12,7 +12,8 @@ from typing import Any
 
 import click
 
-from sparsetrain.bench.verbs import Verbs, bench
+from sparsetrain.bench.verb import Verbs
+from sparsetrain.bench.verbs import bench
 from sparsetrain.config.errors import JobError
 from sparsetrain.registry import KINDS, nearest
 

@@ -5,17 +5,18 @@ from __future__ import annotations
 import threading
 from typing import Literal
 
-Kind = Literal["gradient", "mask", "control"]
+Kind = Literal["gradient", "mask", "weight", "control"]
 
 
 class ByteMeter:
-    """Cumulative bytes sent by this rank: `gradient`, `mask` (scores, bitmaps) and `control` (flags, digests).
+    """Cumulative bytes sent by this rank: `gradient`, `mask` (scores, bitmaps), `weight` (where an engine spreads them
+    or their updates over the ranks) and `control` (flags, digests).
 
     Several threads may add at the same time.
     """
 
     def __init__(self) -> None:
-        self.sent: dict[Kind, float] = {"gradient": 0.0, "mask": 0.0, "control": 0.0}
+        self.sent: dict[Kind, float] = {"gradient": 0.0, "mask": 0.0, "weight": 0.0, "control": 0.0}
         self._lock = threading.Lock()
 
     def add(self, kind: Kind, count: float) -> None:

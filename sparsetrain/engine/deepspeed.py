@@ -49,18 +49,17 @@ class DeepSpeed(Engine):
         job, world = parts.job, parts.world
         self.stage = config.stage
         self.config = config
-        self.size = world.size
         self.dtype = torch.bfloat16 if job.train.precision == "bf16" else torch.float32
         self.shards = self.stage > 0 or self.dtype == torch.bfloat16
         self.gathers = self.stage == 3
         elements = sum(parameter.numel() for parameter in self.parameters.values())
         given = deepspeed_config.read(config.config) if config.config else {}
-        settings = deepspeed_config.merged(job, self.stage, given, self.size, elements)
+        settings = deepspeed_config.merged(job, self.stage, given, world.size, elements)
         self.shapes = {name: parameter.shape for name, parameter in self.parameters.items()}
         library = load(world)
         if not rehearses:
             rehearse(lambda small: DeepSpeed(config, small, rehearses=True), parts)
-        self.choke = stand_in(library, self.size)
+        self.choke = stand_in(library, world)
         self.engine = library.initialize(model=Loss(self.model), optimizer=self.optimizer, config=settings)[0]
         self.holding = contextlib.ExitStack()
 

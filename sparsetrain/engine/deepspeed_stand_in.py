@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sparsetrain.collective.meter import ByteMeter
 from sparsetrain.collective.world import World
 from sparsetrain.config.errors import JobError
 
@@ -24,11 +25,13 @@ class Moved(RuntimeError):
 
 
 class StandIn:
-    """DeepSpeed's communication, with answers of our own while gradients that are equal on all ranks are reduced."""
+    """DeepSpeed's communication, with answers of our own while gradients that are equal on all ranks are reduced. What
+    it sends beside is booked as weights."""
 
-    def __init__(self, backend: Any, size: int) -> None:
+    def __init__(self, backend: Any, size: int, meter: ByteMeter) -> None:
         self.backend = backend
         self.size = size
+        self.meter = meter
         self.answers = False
         self.elements = 0
 
@@ -52,10 +55,29 @@ class StandIn:
     def all_reduce(self, tensor: Tensor, op: Any = None, group: Any = None, async_op: bool = False) -> Any:
         """Return what the backend does, or inside `answering` multiply by the number of ranks."""
         if not self.answers:
+            self.meter.add("weight", 2 * tensor.nbytes * (self.size - 1) / self.size)
             return self.backend.all_reduce(tensor, op, group, async_op)
         self.elements += tensor.numel()
         tensor.mul_(self.size)
         return Done() if async_op else None
+
+    def all_gather_into_tensor(self, output_tensor: Tensor, input_tensor: Tensor, *more: Any, **options: Any) -> Any:
+        """Return what the backend does."""
+        self._gathers(input_tensor)
+        return self.backend.all_gather_into_tensor(output_tensor, input_tensor, *more, **options)
+
+    def all_gather(self, tensor_list: list[Tensor], tensor: Tensor, *more: Any, **options: Any) -> Any:
+        """Return what the backend does."""
+        self._gathers(tensor)
+        return self.backend.all_gather(tensor_list, tensor, *more, **options)
+
+    def all_gather_coalesced(self, output_tensors: Any, input_tensors: Any, *more: Any, **options: Any) -> Any:
+        """Return what the backend does."""
+        self._gathers(*input_tensors)
+        return self.backend.all_gather_coalesced(output_tensors, input_tensors, *more, **options)
+
+    def _gathers(self, *tensors: Tensor) -> None:
+        self.meter.add("weight", sum(tensor.nbytes for tensor in tensors) * (self.size - 1))
 
 
 class Done:
@@ -82,12 +104,12 @@ def load(world: World) -> Any:
     return deepspeed
 
 
-def stand_in(library: Any, size: int) -> StandIn:
+def stand_in(library: Any, world: World) -> StandIn:
     """Put ours in the place of DeepSpeed's communication. Every rank must call it; a single one needs no group yet."""
     if not torch.distributed.is_initialized():
         store = torch.distributed.HashStore()
-        torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=size)
+        torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=world.size)
     library.comm.comm.cdb = None  # of a group that is gone
     library.init_distributed(auto_mpi_discovery=False, verbose=False)
-    library.comm.comm.cdb = StandIn(library.comm.comm.cdb, size)
+    library.comm.comm.cdb = StandIn(library.comm.comm.cdb, world.size, world.transport.meter)
     return library.comm.comm.cdb

@@ -76,6 +76,7 @@ class Window:
             "comm/total_bytes": meter.total,
             "comm/gradient_bytes_per_step": (meter.sent["gradient"] - self.sent_before["gradient"]) / steps,
             "comm/mask_bytes_per_step": (meter.sent["mask"] - self.sent_before["mask"]) / steps,
+            "comm/weight_bytes_per_step": (meter.sent["weight"] - self.sent_before["weight"]) / steps,
             "comm/dense_bytes_per_step": 2 * dense * (state.world.size - 1) / state.world.size,
             "time/data_s": self.spans["data"] / steps,
             "time/forward_backward_s": self.spans["forward_backward"] / steps,

@@ -31,6 +31,8 @@ def format_row(row: dict[str, Any]) -> str:
         parts.append(f"validation {row['eval/loss']:.4f}{bits}{accuracy}")
     if "comm/gradient_bytes_per_step" in row:
         parts.append(f"sent {size(row['comm/gradient_bytes_per_step'])}/step")
+    if row.get("comm/weight_bytes_per_step"):
+        parts.append(f"and {size(row['comm/weight_bytes_per_step'])} of weights")
     if "mask/sparsity" in row:
         parts.append(f"weights {row['mask/sparsity']:.1%} sparse")
     if "mask/grown" in row:

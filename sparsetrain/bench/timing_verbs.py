@@ -1,0 +1,201 @@
+"""The verbs of `sparsetrain bench` that time: each prints a table, a JSON document, a chart."""
+
+from __future__ import annotations
+
+import json
+
+import click
+
+from sparsetrain.bench.verb import as_json_option, bench, links, output, ranks_of, refusing
+from sparsetrain.config.errors import JobError
+
+RATES = ("none", "1gbit", "200mbit", "50mbit")
+
+
+@bench.command("select")
+@click.option("--size", "sizes", type=float, multiple=True, default=(1e7,), show_default=True, help="Elements.")
+@click.option("--density", "densities", type=float, multiple=True, default=(0.001, 0.01, 0.1), show_default=True)
+@click.option("--threads", type=int, default=1, show_default=True, help="Cores that a kernel may take.")
+@click.option("--rounds", type=int, default=5, show_default=True, help="Turns of each candidate.")
+@output
+def bench_select(
+    sizes: tuple[float, ...],
+    densities: tuple[float, ...],
+    threads: int,
+    rounds: int,
+    as_json: bool,
+    picture: str | None,
+) -> None:
+    """Time selection with error feedback against one memory pass and against torch.topk."""
+    from sparsetrain.bench import plot
+    from sparsetrain.bench.select import COLUMNS, measure
+    from sparsetrain.bench.table import render
+
+    try:
+        rows = measure([int(size) for size in sizes], densities, threads, rounds)
+    except (ValueError, OverflowError) as error:
+        raise JobError(f"bench select: {error}") from error
+    click.echo(json.dumps(rows, indent=2) if as_json else render(rows, COLUMNS))
+    if picture:
+        plot.select(rows, picture)
+
+
+@bench.command("codec")
+@click.option("--density", "densities", type=float, multiple=True, default=(0.001, 0.01, 0.1), show_default=True)
+@click.option("--rounds", type=int, default=5, show_default=True, help="Turns of each code.")
+@output
+def bench_codec(densities: tuple[float, ...], rounds: int, as_json: bool, picture: str | None) -> None:
+    """Measure every code on a real gradient: bits per entry, value error, throughput."""
+    from sparsetrain.bench import plot
+    from sparsetrain.bench.codec import COLUMNS, measure
+    from sparsetrain.bench.table import render
+
+    try:
+        rows = measure(densities, rounds)
+    except ValueError as error:
+        raise JobError(f"bench codec: {error}") from error
+    click.echo(json.dumps(rows, indent=2) if as_json else render(rows, COLUMNS))
+    if picture:
+        plot.codec(rows, picture)
+
+
+@bench.command("exchange")
+@click.option("--hosts", type=click.IntRange(0), default=4, show_default=True, help="Ranks; 0: 4 on loopback.")
+@links
+@click.option("--size", type=float, default=25e6, show_default=True, help="Elements of the gradient.")
+@click.option("--density", type=float, default=0.01, show_default=True, help="Share of the entries that is sent.")
+@click.option("--rounds", type=int, default=5, show_default=True, help="Turns of each candidate.")
+@click.option("--transport", default="gloo", show_default=True, help="gloo, or mpi (with --loopback).")
+@output
+def bench_exchange(
+    hosts: int,
+    rate: str | None,
+    size: float,
+    density: float,
+    rounds: int,
+    loopback: bool,
+    transport: str,
+    limit: float,
+    as_json: bool,
+    picture: str | None,
+) -> None:
+    """Time the mean of a gradient over several hosts: dense, naive, PowerSGD, and ours."""
+    from sparsetrain.bench import plot
+    from sparsetrain.bench.exchange import Plan, measure, show
+
+    with refusing("bench exchange"):
+        ranks = ranks_of(hosts, rate, loopback, limit, 4, transport)
+        result = measure(ranks, Plan(size=int(size), density=density, rounds=rounds))
+    click.echo(json.dumps(result, indent=2) if as_json else show(result))
+    if picture:
+        plot.exchange(result["rows"], picture)
+
+
+@bench.command("step")
+@click.option("--hosts", type=click.IntRange(0), default=2, show_default=True, help="Ranks; 0: 2 on loopback.")
+@links
+@click.option("--layers", type=int, default=6, show_default=True, help="Of the GPT.")
+@click.option("--width", type=int, default=320, show_default=True, help="Of its layers.")
+@click.option("--vocabulary", type=int, default=8192, show_default=True, help="Tokens that it knows.")
+@click.option("--context", type=int, default=128, show_default=True, help="Tokens of a sequence.")
+@click.option("--batch", type=int, default=4, show_default=True, help="Sequences a rank and step.")
+@click.option("--density", type=float, default=0.01, show_default=True, help="Share of the entries sent a step.")
+@click.option("--steps", type=int, default=10, show_default=True, help="Steps in a turn.")
+@click.option("--rounds", type=int, default=5, show_default=True, help="Turns of each candidate.")
+@output
+def bench_step(
+    hosts: int,
+    rate: str | None,
+    layers: int,
+    width: int,
+    vocabulary: int,
+    context: int,
+    batch: int,
+    density: float,
+    steps: int,
+    rounds: int,
+    loopback: bool,
+    limit: float,
+    as_json: bool,
+    picture: str | None,
+) -> None:
+    """Time whole training steps of a GPT: compute only, DDP with torch's hooks, and ours."""
+    from sparsetrain.bench import plot
+    from sparsetrain.bench.step import Plan, measure, show
+
+    with refusing("bench step"):
+        ranks = ranks_of(hosts, rate, loopback, limit, 2)
+        plan = Plan(
+            layers=layers,
+            width=width,
+            vocabulary=vocabulary,
+            context=context,
+            batch=batch,
+            density=density,
+            steps=steps,
+            rounds=rounds,
+        )
+        result = measure(ranks, plan)
+    click.echo(json.dumps(result, indent=2) if as_json else show(result))
+    if picture:
+        plot.step(result["rows"], picture)
+
+
+@bench.command("auto")
+@click.option("--hosts", type=click.IntRange(2), multiple=True, default=(2, 4), show_default=True, help="Ranks.")
+@click.option("--rate", "rates", multiple=True, help=f"Default: {', '.join(RATES)}.")
+@click.option("--then", help="Rate that the links change to when the planner has settled.")
+@click.option("--sparsity", "sparsities", type=float, multiple=True, default=(0.0, 0.9), show_default=True)
+@click.option("--loopback", is_flag=True, help="Plain processes instead of network namespaces; needs no root.")
+@click.option("--layers", type=int, default=4, show_default=True, help="Of the GPT, 128 wide.")
+@click.option("--batch", type=int, default=8, show_default=True, help="Sequences a rank and step.")
+@click.option("--density", type=float, default=0.01, show_default=True, help="Share of the entries that sparse sends.")
+@click.option("--rank", type=int, default=4, show_default=True, help="Of lowrank's factors.")
+@click.option("--factor", type=float, default=1.0, show_default=True, help="Steps of lossy regimes to equal loss.")
+@click.option("--steps", type=int, default=5, show_default=True, help="Steps in a turn.")
+@click.option("--rounds", type=int, default=5, show_default=True, help="Turns of each candidate.")
+@click.option("--limit", type=float, default=600.0, show_default=True, help="Seconds after which a rank is ended.")
+@as_json_option
+def bench_auto(
+    hosts: tuple[int, ...],
+    rates: tuple[str, ...],
+    then: str | None,
+    sparsities: tuple[float, ...],
+    loopback: bool,
+    layers: int,
+    batch: int,
+    density: float,
+    rank: int,
+    factor: float,
+    steps: int,
+    rounds: int,
+    limit: float,
+    as_json: bool,
+) -> None:
+    """Compare what the planner takes with the best regime, over links of several rates."""
+    from sparsetrain.bench.auto import Plan, cells, measure, show
+
+    with refusing("bench auto"):
+        plans = [
+            (
+                ranks_of(count, rate, loopback, limit, 2, then=then),
+                Plan(
+                    layers=layers,
+                    batch=batch,
+                    density=density,
+                    rank=rank,
+                    factor=factor,
+                    sparsity=sparsity,
+                    steps=steps,
+                    rounds=rounds,
+                ),
+            )
+            for rate, count, sparsity in cells(rates or (("none",) if loopback else RATES), hosts, sparsities)
+        ]
+        rows = []
+        for ranks, plan in plans:
+            rows.append(measure(ranks, plan))
+            click.echo(
+                f"[{len(rows)}/{len(plans)}] {ranks.describe()}: {rows[-1]['took']}, {rows[-1]['why']}", err=True
+            )
+    click.echo(json.dumps(rows, indent=2) if as_json else show(rows, plans[0][1]))
