@@ -33,6 +33,32 @@ with socket.create_connection((sys.argv[1], 5000), timeout=30) as connection:
     connection.shutdown(socket.SHUT_WR)
     print(connection.recv(100).decode(), time.monotonic() - start)
 """
+COUNT = """
+import socket, sys
+with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as at:
+    at.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
+    at.bind((sys.argv[1], 5002))
+    at.settimeout(3)
+    print("ready", flush=True)
+    count = 0
+    try:
+        while at.recv(100) != b"end":
+            count += 1
+    except TimeoutError:
+        pass
+    print(count)
+"""
+SHOUT = """
+import socket, sys, time
+with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as to:
+    for number in range(int(sys.argv[2])):
+        to.sendto(b"word", (sys.argv[1], 5002))
+        if number % 20 == 0:
+            time.sleep(0.002)
+    time.sleep(0.2)
+    for _ in range(20):
+        to.sendto(b"end", (sys.argv[1], 5002))
+"""
 REDUCE = """
 import datetime, sys
 import torch
@@ -161,19 +187,28 @@ def test_a_host_is_cut_off_and_comes_back():
         assert send(hosts, 1000)[0] == 1000
 
 
+def arrived(hosts: Hosts, source: int, count: int) -> int:
+    """Return how many of so many datagrams from a host come to host 1."""
+    to = hosts.address(1)
+    with hosts.start(1, [sys.executable, "-c", COUNT, to], stdout=subprocess.PIPE) as listener:
+        assert listener.stdout is not None and listener.stdout.readline() == "ready\n"
+        with hosts.start(source, [sys.executable, "-c", SHOUT, to, str(count)]) as sender:
+            assert sender.wait(timeout=30) == 0
+        return int(listener.communicate(timeout=30)[0])
+
+
 def test_packets_are_lost_from_whom_and_as_often_as_wanted():
     with Hosts(count=3) as hosts:
         try:
             hosts.lose(1, 100, source=2)
         except HostsUnavailable as error:
             pytest.skip(str(error))
-        assert send(hosts, 1000)[0] == 1000
+        assert arrived(hosts, 2, 200) == 0 and arrived(hosts, 0, 200) == 200
         hosts.lose(1, 20)
-        assert send(hosts, 1000)[0] == 1000
+        assert 1500 < arrived(hosts, 0, 2000) < 1700  # 18 of these are a standard deviation
+        assert send(hosts, 1000)[0] == 1000  # TCP sends them again
         hosts.lose(1, 0)
-        quick = send(hosts, SIZE)[1]
-        hosts.lose(1, 5)
-        assert send(hosts, SIZE)[1] > quick
+        assert arrived(hosts, 0, 500) == 500
         with pytest.raises(ValueError, match="percent 101"):
             hosts.lose(1, 101)
 
