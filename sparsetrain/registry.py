@@ -124,6 +124,7 @@ KINDS: dict[str, dict[str, str]] = {
         "torchrun": "sparsetrain.launch.launchers.torchrun:Torchrun",
         "mpi": "sparsetrain.launch.launchers.mpi:Mpi",
         "slurm": "sparsetrain.launch.launchers.slurm:Slurm",
+        "deepspeed": "sparsetrain.launch.launchers.deepspeed:DeepSpeed",
     },
     "engine": {
         "torch": "sparsetrain.engine.torch_engine:TorchEngine",

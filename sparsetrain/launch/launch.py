@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import pathlib
-import signal
-import subprocess
 import sys
 from collections.abc import Mapping
 
@@ -14,20 +12,20 @@ from sparsetrain.config.errors import JobError
 from sparsetrain.config.files import write_whole
 from sparsetrain.config.job import Job
 from sparsetrain.config.load import parse, to_tree, to_yaml
+from sparsetrain.launch.attached import attached
 from sparsetrain.launch.launchers.request import Request
 from sparsetrain.launch.plan import LaunchPlan, page
-from sparsetrain.launch.run import STOPPED, Options, run_job, show_plan
+from sparsetrain.launch.run import Options, run_job, show_plan
 from sparsetrain.launch.slurm_job import follow, pending, submit
 from sparsetrain.worker import existing, record, stored
 
 FOLDER = "launch"  # in the run folder
-PASSED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGQUIT)
 
 
-def plan_of(job: Job, env: Mapping[str, str]) -> LaunchPlan:
+def plan_of(job: Job, env: Mapping[str, str], dry: bool = False, wait: bool = False) -> LaunchPlan:
     """Return what launching the job would start. Raises JobError."""
     folder = record.run_folder(job) / FOLDER
-    request = Request(job=job, path=str(folder / "job.yaml"), folder=str(folder), env=env)
+    request = Request(job=job, path=str(folder / "job.yaml"), folder=str(folder), env=env, dry=dry, wait=wait)
     plan = job.cluster.launcher.build().plan(request)
     assert isinstance(plan, LaunchPlan)
     return plan
@@ -38,7 +36,7 @@ def launch_job(job: Job, dry: bool, as_json: bool, wait: bool) -> int:
     stopped. With Slurm the job is submitted; `wait` follows it to its end. `dry`: only show what would be started."""
     if job.cluster.launcher.name == "ray":
         return show_plan(job, Options(as_json=as_json)) if dry else run_job(job, Options(as_json=as_json))
-    plan = plan_of(job, os.environ)
+    plan = plan_of(job, os.environ, dry, wait)
     if dry:
         print(json.dumps(plan.as_dict(), indent=2) if as_json else page(plan))
         return 0
@@ -55,7 +53,7 @@ def launch_job(job: Job, dry: bool, as_json: bool, wait: bool) -> int:
     _write(plan, job, folder / FOLDER)
     print(plan.line(), file=sys.stderr if as_json else sys.stdout, flush=True)
     if plan.launcher != "slurm":
-        code = _attached(plan, as_json)
+        code = attached(plan, as_json)
         if code and existing.status(folder).get("status") == "running":  # killed before it could say so
             record.end(folder, "failed", f"{plan.launcher} ended with exit code {code}")
         return code
@@ -83,34 +81,3 @@ def _for_ranks(job: Job) -> Job:
     tree = to_tree(job)
     del tree["cluster"]["launcher"]
     return parse(tree)
-
-
-def _attached(plan: LaunchPlan, as_json: bool) -> int:
-    """Run the command of the plan here and return its exit code; signals that come here go on to it, but for those that
-    whoever started this process has it ignore, as nohup does. Nothing but its own command ends this process."""
-    started: list[subprocess.Popen[bytes]] = []
-    early: list[int] = []
-
-    def pass_on(number: int, frame: object) -> None:
-        if started:
-            started[0].send_signal(number)
-        else:
-            early.append(number)
-
-    heard = [number for number in PASSED if signal.getsignal(number) is not signal.SIG_IGN]
-    before = {number: signal.signal(number, pass_on) for number in heard}
-    try:
-        # torchrun would say at length that it sets this; workers take as many threads as the job says.
-        env = {"OMP_NUM_THREADS": "1", **os.environ}
-        stdout = sys.stderr if as_json else None
-        # A session of its own: Ctrl-C at the terminal reaches it from here, once; mpiexec takes two for force.
-        started.append(subprocess.Popen(plan.command, env=env, stdout=stdout, start_new_session=True))
-        for number in early:
-            started[0].send_signal(number)
-        code = started[0].wait()
-    except OSError as error:
-        raise JobError(f"cluster.launcher: {plan.command[0]}: {error.strerror}") from None
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-    return STOPPED if code in (-signal.SIGINT, -signal.SIGTERM) else code if code >= 0 else 128 - code

@@ -128,6 +128,7 @@ def _main(notice: Notice) -> None:
 
 
 def _stopped(number: int, frame: object) -> None:
+    signal.signal(number, signal.SIG_IGN)  # a launcher may say it twice, and the second must not cut off the last words
     raise KeyboardInterrupt(signal.Signals(number).name)
 
 

@@ -181,7 +181,7 @@ def test_no_folder_can_either(programs: pathlib.Path, folder: str) -> None:
         plan_of(parse({"name": "one", "log": {"folder": folder}, "cluster": {"launcher": "slurm"}}), os.environ)
 
 
-@pytest.mark.parametrize("name", ["torchrun", "mpi", "slurm"])
+@pytest.mark.parametrize("name", ["torchrun", "mpi", "slurm", "deepspeed"])
 def test_a_missing_program_is_named(name: str, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))

@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import re
-import socket
 import subprocess
-from typing import Annotated
-
-from pydantic import Field
 
 from sparsetrain.config.errors import JobError
+from sparsetrain.launch.launchers.hosts import Host, refuse_unknown
 from sparsetrain.launch.launchers.request import MODULE, Request
 from sparsetrain.launch.plan import File, LaunchPlan, relevant
 
-Host = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
 ANSWER_S = 20.0
 
 
@@ -35,9 +31,7 @@ class Mpi:
         hosts, job = self.config.hosts, request.job
         each = request.per_node(max(1, len(hosts)), "cluster.launcher.hosts")
         program = request.program("mpiexec", 'pip install "sparsetrain[mpi]" brings MPICH\'s')
-        unknown = [host for host in hosts if not _known(host)]
-        if unknown:
-            raise JobError(f"cluster.launcher.hosts: no host {unknown[0]!r} is known here")
+        refuse_unknown(hosts, "cluster.launcher.hosts")
         open_mpi = flavour(program) == "Open MPI"
         options, files = [], []
         if hosts:
@@ -67,11 +61,3 @@ def flavour(program: str) -> str:
     except (OSError, subprocess.TimeoutExpired) as error:
         raise JobError(f"cluster.launcher: {program} does not answer: {error}") from None
     return "Open MPI" if re.search(r"open.?(mpi|rte)", done.stdout + done.stderr, re.IGNORECASE) else "MPICH"
-
-
-def _known(host: str) -> bool:
-    try:
-        socket.getaddrinfo(host, None)
-    except OSError:
-        return False
-    return True

@@ -17,13 +17,16 @@ MODULE = ("-m", "sparsetrain.worker")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Request:
     """Start `job`, whose file is at `path` for every rank; files of the launcher go to `folder`. `env`: the
-    environment in which programs are looked for. `python`: the interpreter of all ranks, at this path on all nodes."""
+    environment in which programs are looked for. `python`: the interpreter of all ranks, at this path on all nodes.
+    `dry`: nothing will be started, so that a program may be missing. `wait`: the job will be followed to its end."""
 
     job: Job
     path: str
     folder: str
     env: Mapping[str, str]
     python: str = dataclasses.field(default_factory=lambda: sys.executable)
+    dry: bool = False
+    wait: bool = False
 
     def per_node(self, nodes: int, field: str) -> int:
         """Return the workers of a node. Raises JobError where they are not the same on all, for the field `field`."""
@@ -38,13 +41,16 @@ class Request:
         return workers.max // nodes
 
     def program(self, name: str, advice: str) -> str:
-        """Return the path of a program. Raises JobError with the advice when there is none.
+        """Return the path of a program. Raises JobError with the advice when there is none; in a dry run, its name
+        then stands for it.
 
         What was installed beside the interpreter comes first, as in an activated environment: the ranks import that
         torch and that MPI, and the programs of others do not know them.
         """
         places = [os.path.dirname(self.python), *filter(None, [self.env.get("PATH")])]
         found = shutil.which(name, path=os.pathsep.join(places))
+        if found is None and self.dry:
+            return name
         if found is None:
             raise JobError(f"cluster.launcher: {name} is not installed here; {advice}")
         return found

@@ -1,0 +1,65 @@
+"""A command that runs as long as the training that it has started: signals go on to it, and nothing of it stays."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+
+from sparsetrain.config.errors import JobError
+from sparsetrain.launch.plan import LaunchPlan
+from sparsetrain.launch.run import STOPPED
+
+PASSED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGQUIT)
+ENOUGH_S = 35.0  # seconds for what a command leaves behind to end by itself: launchers give their ranks 30
+LOOK_S = 0.1
+
+
+def attached(plan: LaunchPlan, as_json: bool) -> int:
+    """Run the command of the plan here and return its exit code; signals that come here go on to it, but for those that
+    whoever started this process has it ignore, as nohup does. Nothing but its own command ends this process."""
+    started: list[subprocess.Popen[bytes]] = []
+    early: list[int] = []
+
+    def pass_on(number: int, frame: object) -> None:
+        if started:
+            started[0].send_signal(number)
+        else:
+            early.append(number)
+
+    heard = [number for number in PASSED if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, pass_on) for number in heard}
+    try:
+        # torchrun would say at length that it sets this; workers take as many threads as the job says.
+        env = {"OMP_NUM_THREADS": "1", **os.environ}
+        stdout = sys.stderr if as_json else None
+        # A session of its own: Ctrl-C at the terminal reaches it from here, once; mpiexec takes two for force.
+        started.append(subprocess.Popen(plan.command, env=env, stdout=stdout, start_new_session=True))
+        for number in early:
+            started[0].send_signal(number)
+        code = started[0].wait()
+        if code < 0:
+            end_group(started[0].pid)
+    except OSError as error:
+        raise JobError(f"cluster.launcher: {plan.command[0]}: {error.strerror}") from None
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    return STOPPED if code in (-signal.SIGINT, -signal.SIGTERM) else code if code >= 0 else 128 - code
+
+
+def end_group(group: int, patience: float = ENOUGH_S) -> None:
+    """End what is left of a process group whose first process has died of a signal: the `deepspeed` command does so
+    without a word to those that it has started."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(group, signal.SIGTERM)
+        deadline = time.monotonic() + patience
+        while time.monotonic() < deadline:
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(-group, os.WNOHANG)  # orphans become ours where this is the first process of a container
+            os.killpg(group, 0)
+            time.sleep(LOOK_S)
+        os.killpg(group, signal.SIGKILL)
