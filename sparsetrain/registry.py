@@ -125,6 +125,7 @@ KINDS: dict[str, dict[str, str]] = {
         "mpi": "sparsetrain.launch.launchers.mpi:Mpi",
         "slurm": "sparsetrain.launch.launchers.slurm:Slurm",
         "deepspeed": "sparsetrain.launch.launchers.deepspeed:DeepSpeed",
+        "ray_job": "sparsetrain.launch.launchers.ray_job:RayJob",
     },
     "engine": {
         "torch": "sparsetrain.engine.torch_engine:TorchEngine",

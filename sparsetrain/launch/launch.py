@@ -11,8 +11,9 @@ from collections.abc import Mapping
 from sparsetrain.config.errors import JobError
 from sparsetrain.config.files import write_whole
 from sparsetrain.config.job import Job
-from sparsetrain.config.load import parse, to_tree, to_yaml
+from sparsetrain.config.load import to_yaml
 from sparsetrain.launch.attached import attached
+from sparsetrain.launch.launchers.remote import for_ranks
 from sparsetrain.launch.launchers.request import Request
 from sparsetrain.launch.plan import LaunchPlan, page
 from sparsetrain.launch.run import Options, run_job, show_plan
@@ -50,6 +51,8 @@ def launch_job(job: Job, dry: bool, as_json: bool, wait: bool) -> int:
             f"name: {job.name} is job {number} of Slurm already; give a new name (name={existing.next_name(folder)}),"
             f" or end that one with: scancel {number}"
         )
+    if ready := getattr(job.cluster.launcher.build(), "ready", None):
+        plan = ready(plan)
     _write(plan, job, folder / FOLDER)
     print(plan.line(), file=sys.stderr if as_json else sys.stdout, flush=True)
     if plan.launcher != "slurm":
@@ -69,15 +72,8 @@ def launch_job(job: Job, dry: bool, as_json: bool, wait: bool) -> int:
 def _write(plan: LaunchPlan, job: Job, folder: pathlib.Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        write_whole(folder / "job.yaml", to_yaml(_for_ranks(job)))
+        write_whole(folder / "job.yaml", to_yaml(for_ranks(job)))
         for file in plan.files:
             write_whole(pathlib.Path(file.path), file.text)
     except OSError as error:
         raise JobError(f"log.folder: cannot write {folder}: {error.strerror or error}") from error
-
-
-def _for_ranks(job: Job) -> Job:
-    """Return the job without its launcher: whoever reads it has been started already."""
-    tree = to_tree(job)
-    del tree["cluster"]["launcher"]
-    return parse(tree)

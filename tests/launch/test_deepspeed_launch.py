@@ -105,9 +105,7 @@ def test_the_way_to_the_hosts_has_to_be_installed(tmp_path: pathlib.Path, monkey
 
 @needs_deepspeed
 def test_deepspeed_reads_the_hostfiles() -> None:
-    script = (
-        "import sys; from deepspeed.launcher.runner import _parse_hostfile; print(dict(_parse_hostfile(sys.stdin)))"
-    )
+    script = "import sys; from deepspeed.launcher.runner import _parse_hostfile as p; print(dict(p(sys.stdin)))"
 
     def read(text: str) -> str:
         done = subprocess.run([sys.executable, "-c", script], input=text, capture_output=True, text=True, timeout=100)
