@@ -126,6 +126,7 @@ KINDS: dict[str, dict[str, str]] = {
         "slurm": "sparsetrain.launch.launchers.slurm:Slurm",
         "deepspeed": "sparsetrain.launch.launchers.deepspeed:DeepSpeed",
         "ray_job": "sparsetrain.launch.launchers.ray_job:RayJob",
+        "kuberay": "sparsetrain.launch.launchers.kuberay:KubeRay",
     },
     "engine": {
         "torch": "sparsetrain.engine.torch_engine:TorchEngine",

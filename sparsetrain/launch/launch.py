@@ -51,15 +51,16 @@ def launch_job(job: Job, dry: bool, as_json: bool, wait: bool) -> int:
             f"name: {job.name} is job {number} of Slurm already; give a new name (name={existing.next_name(folder)}),"
             f" or end that one with: scancel {number}"
         )
-    if ready := getattr(job.cluster.launcher.build(), "ready", None):
-        plan = ready(plan)
+    launcher = job.cluster.launcher.build()
+    if hasattr(launcher, "ready"):
+        plan = launcher.ready(plan)
     _write(plan, job, folder / FOLDER)
     print(plan.line(), file=sys.stderr if as_json else sys.stdout, flush=True)
     if plan.launcher != "slurm":
         code = attached(plan, as_json)
         if code and existing.status(folder).get("status") == "running":  # killed before it could say so
             record.end(folder, "failed", f"{plan.launcher} ended with exit code {code}")
-        return code
+        return launcher.follow(plan) if wait and not code and hasattr(launcher, "follow") else code
     number = submit(plan, folder / FOLDER)
     output = folder / FOLDER / f"{number}.out"
     if as_json:

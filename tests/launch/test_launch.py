@@ -28,7 +28,10 @@ from sparsetrain.launch.plan import LaunchPlan, page
 
 PYTHON = sys.executable
 # What these launchers cannot do without.
-NEEDED = {"ray_job": ("cluster.launcher.address=http://head:8265",)}
+NEEDED = {
+    "ray_job": ("cluster.launcher.address=http://head:8265",),
+    "kuberay": ("cluster.launcher.image=registry/sparsetrain:1", "cluster.launcher.pvc=runs"),
+}
 FLAVOURS = {"MPICH": "HYDRA build details:", "Open MPI": "mpirun (Open MPI) 5.0.11"}
 
 
