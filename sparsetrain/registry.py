@@ -126,6 +126,7 @@ KINDS: dict[str, dict[str, str]] = {
         "slurm": "sparsetrain.launch.launchers.slurm:Slurm",
         "deepspeed": "sparsetrain.launch.launchers.deepspeed:DeepSpeed",
         "ray_job": "sparsetrain.launch.launchers.ray_job:RayJob",
+        "ray_cluster": "sparsetrain.launch.launchers.ray_cluster:RayCluster",
         "kuberay": "sparsetrain.launch.launchers.kuberay:KubeRay",
     },
     "engine": {

@@ -19,32 +19,37 @@ LOOK_S = 0.1
 
 
 def attached(plan: LaunchPlan, as_json: bool) -> int:
-    """Run the command of the plan here and return its exit code; signals that come here go on to it, but for those that
-    whoever started this process has it ignore, as nohup does. Nothing but its own command ends this process."""
+    """Run the commands of the plan here, one after the other, and return the exit code of the last, or of the first one
+    that fails; signals that come here go on to the one that runs, but for those that whoever started this process has
+    it ignore, as nohup does. Nothing but its own command ends this process."""
     started: list[subprocess.Popen[bytes]] = []
     early: list[int] = []
 
     def pass_on(number: int, frame: object) -> None:
-        if started:
-            started[0].send_signal(number)
+        if started and started[-1].poll() is None:
+            started[-1].send_signal(number)
         else:
             early.append(number)
 
     heard = [number for number in PASSED if signal.getsignal(number) is not signal.SIG_IGN]
     before = {number: signal.signal(number, pass_on) for number in heard}
+    code, words = 0, plan.command
     try:
-        # torchrun would say at length that it sets this; workers take as many threads as the job says.
-        env = {"OMP_NUM_THREADS": "1", **os.environ}
-        stdout = sys.stderr if as_json else None
-        # A session of its own: Ctrl-C at the terminal reaches it from here, once; mpiexec takes two for force.
-        started.append(subprocess.Popen(plan.command, env=env, stdout=stdout, start_new_session=True))
-        for number in early:
-            started[0].send_signal(number)
-        code = started[0].wait()
-        if code < 0:
-            end_group(started[0].pid)
+        for words in (*plan.first, plan.command):
+            # torchrun would say at length that it sets this; workers take as many threads as the job says.
+            env = {"OMP_NUM_THREADS": "1", **os.environ}
+            stdout = sys.stderr if as_json else None
+            # A session of its own: Ctrl-C at the terminal reaches it from here, once; mpiexec takes two for force.
+            started.append(subprocess.Popen(words, env=env, stdout=stdout, start_new_session=True))
+            while early:
+                started[-1].send_signal(early.pop(0))
+            code = started[-1].wait()
+            if code < 0:
+                end_group(started[-1].pid)
+            if code:
+                break
     except OSError as error:
-        raise JobError(f"cluster.launcher: {plan.command[0]}: {error.strerror}") from None
+        raise JobError(f"cluster.launcher: {words[0]}: {error.strerror}") from None
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

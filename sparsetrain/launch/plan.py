@@ -38,7 +38,8 @@ class File:
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LaunchPlan:
     """How a run is started. `cpus` and `gpus` are per worker; `address` is None for a cluster of our own; `nodes` is
-    None where the cluster decides; `command` is empty where this process starts the workers itself."""
+    None where the cluster decides; `command` is empty where this process starts the workers itself, and the ones in
+    `first` have to have ended well before it."""
 
     name: str
     launcher: str
@@ -49,6 +50,7 @@ class LaunchPlan:
     strategy: str | None = None
     address: str | None = None
     environment: tuple[str, ...] = ()
+    first: tuple[tuple[str, ...], ...] = ()
     command: tuple[str, ...] = ()
     files: tuple[File, ...] = ()
 
@@ -93,7 +95,7 @@ def ray_plan(job: Job, env: Mapping[str, str] = os.environ) -> LaunchPlan:
 
 def page(plan: LaunchPlan) -> str:
     """Return the whole plan for people: what is started where, the files, the command, the names of variables."""
-    lines = [plan.line(), f"  command  {shlex.join(plan.command)}"]
+    lines = [plan.line(), *(f"  command  {shlex.join(words)}" for words in (*plan.first, plan.command))]
     if plan.environment:
         lines.append(f"  from the environment: {', '.join(plan.environment)}")
     for file in plan.files:

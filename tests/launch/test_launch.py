@@ -29,6 +29,7 @@ from sparsetrain.launch.plan import LaunchPlan, page
 PYTHON = sys.executable
 # What these launchers cannot do without.
 NEEDED = {
+    "ray_cluster": ("cluster.launcher.head_ip=127.0.0.1", "cluster.launcher.ssh_user=me"),
     "ray_job": ("cluster.launcher.address=http://head:8265",),
     "kuberay": ("cluster.launcher.image=registry/sparsetrain:1", "cluster.launcher.pvc=runs"),
 }
