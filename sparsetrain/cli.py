@@ -46,10 +46,10 @@ def run(source: str, overrides: tuple[str, ...], dry_run: bool, as_json: bool, f
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option("--on", default=None, metavar="LAUNCHER", help="Short for cluster.launcher=LAUNCHER.")
 @click.option("--dry-run", is_flag=True, help="Show the command and the files that it needs; start nothing.")
-@click.option("--wait", is_flag=True, help="Slurm: show the output until the job ends; Ctrl-C cancels it.")
+@click.option("--wait", is_flag=True, help="Submitted jobs: show the output to the end; Ctrl-C cancels Slurm's.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document on standard output.")
 def launch(source: str, overrides: tuple[str, ...], on: str | None, dry_run: bool, as_json: bool, wait: bool) -> None:
-    """Give JOB to the launcher that it names: ray, torchrun, mpi, slurm."""
+    """Give JOB to the launcher that it names; `sparsetrain list launcher` shows them all."""
     from sparsetrain.config.load import load_job
     from sparsetrain.launch.launch import launch_job
 

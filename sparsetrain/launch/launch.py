@@ -34,7 +34,10 @@ def plan_of(job: Job, env: Mapping[str, str], dry: bool = False, wait: bool = Fa
 
 def launch_job(job: Job, dry: bool, as_json: bool, wait: bool) -> int:
     """Start the job as `cluster.launcher` says, and return the exit code: that of what was started, 130 when it was
-    stopped. With Slurm the job is submitted; `wait` follows it to its end. `dry`: only show what would be started."""
+    stopped. What is only submitted, as with Slurm, `wait` follows to its end. `dry`: only show what would be started.
+
+    A launcher may have two methods beside `plan`: `ready` looks outside, before anything is written, and returns the
+    plan to take; `follow` waits for what the plan's command has only handed over, and returns the exit code."""
     if job.cluster.launcher.name == "ray":
         return show_plan(job, Options(as_json=as_json)) if dry else run_job(job, Options(as_json=as_json))
     plan = plan_of(job, os.environ, dry, wait)
