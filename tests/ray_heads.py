@@ -38,6 +38,9 @@ def free_port() -> int:
 def ray_head(desk: Desk, patience: float = 120.0) -> Iterator[tuple[str, dict[str, str]]]:
     """Give (the dashboard's address, an environment with the token); all processes of the head have ended after it."""
     env = {**desk.env(), "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    (desk.folder / "home").mkdir()
+    cache = os.environ.get("XDG_CACHE_HOME") or str(pathlib.Path.home() / ".cache")  # kernels are compiled already
+    env |= {"HOME": str(desk.folder / "home"), "XDG_CACHE_HOME": cache}
     env |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
     site = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
     env["PYTHONPATH"] = os.pathsep.join([env["PYTHONPATH"], *site])

@@ -45,10 +45,10 @@ def status(kubectl: str, name: str, namespace: str) -> tuple[str, str] | None:
     return str(told.get("jobDeploymentStatus", "")), str(told.get("jobStatus", ""))
 
 
-def follow(kubectl: str, name: str, namespace: str) -> int:
+def follow(kubectl: str, name: str, namespace: str, as_json: bool) -> int:
     """Print the states of the job, and what it prints itself, until it ends; return 0, or 1 where it has failed.
     Ctrl-C ends the following only. Raises JobError where the cluster does not answer."""
-    told, logs = "", None
+    told, logs, stream = "", None, sys.stderr if as_json else sys.stdout
     with listening() as stop:
         try:
             while True:
@@ -58,10 +58,10 @@ def follow(kubectl: str, name: str, namespace: str) -> int:
                     raise JobError(f"name: the RayJob {name} is no longer in {namespace}")
                 if found[0] and found[0] != told:
                     told = found[0]
-                    print(f"kuberay: {told.lower()}", flush=True)
+                    print(f"kuberay: {told.lower()}", file=stream, flush=True)
                 if told == "Running" and logs is None:
                     words = [kubectl, "logs", "--follow", f"job/{name}", "-n", namespace]
-                    logs = subprocess.Popen(words, stdout=sys.stdout.fileno(), start_new_session=True)
+                    logs = subprocess.Popen(words, stdout=stream if as_json else None, start_new_session=True)
                 if told in ENDED:
                     return 0 if found[1] == "SUCCEEDED" else FAILED
                 time.sleep(POLL_S)

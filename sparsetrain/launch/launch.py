@@ -36,36 +36,52 @@ def launch_job(job: Job, dry: bool, as_json: bool, wait: bool) -> int:
     """Start the job as `cluster.launcher` says, and return the exit code: that of what was started, 130 when it was
     stopped. What is only submitted, as with Slurm, `wait` follows to its end. `dry`: only show what would be started.
 
-    A launcher may have two methods beside `plan`: `ready` looks outside, before anything is written, and returns the
-    plan to take; `follow` waits for what the plan's command has only handed over, and returns the exit code."""
+    A launcher may have more than `plan`: `ready` looks outside, before anything is written, and returns the plan to
+    take; `follow` waits for what the plan's command has only handed over, and returns the exit code; `remote` says that
+    the run's folder is elsewhere.
+    """
     if job.cluster.launcher.name == "ray":
         return show_plan(job, Options(as_json=as_json)) if dry else run_job(job, Options(as_json=as_json))
     plan = plan_of(job, os.environ, dry, wait)
     if dry:
         print(json.dumps(plan.as_dict(), indent=2) if as_json else page(plan))
         return 0
-    folder = record.run_folder(job)
-    if existing.finished(job, folder, f"give a new name (name={existing.next_name(folder)}), or move {folder} aside"):
+    launcher, folder = job.cluster.launcher.build(), record.run_folder(job)
+    here = not getattr(launcher, "remote", False)
+    if here and _finished(job, folder):
         print(f"{job.name}: already finished ({folder})")
         return 0
-    stored.refuse(job, folder, fresh=False)
-    if plan.launcher == "slurm" and (number := pending(folder / FOLDER)):
-        raise JobError(
-            f"name: {job.name} is job {number} of Slurm already; give a new name (name={existing.next_name(folder)}),"
-            f" or end that one with: scancel {number}"
-        )
-    launcher = job.cluster.launcher.build()
     if hasattr(launcher, "ready"):
         plan = launcher.ready(plan)
     _write(plan, job, folder / FOLDER)
     print(plan.line(), file=sys.stderr if as_json else sys.stdout, flush=True)
-    if plan.launcher != "slurm":
-        code = attached(plan, as_json)
-        if code and existing.status(folder).get("status") == "running":  # killed before it could say so
-            record.end(folder, "failed", f"{plan.launcher} ended with exit code {code}")
-        return launcher.follow(plan) if wait and not code and hasattr(launcher, "follow") else code
-    number = submit(plan, folder / FOLDER)
-    output = folder / FOLDER / f"{number}.out"
+    if plan.launcher == "slurm":
+        return _queued(plan, folder / FOLDER, as_json, wait)
+    code = attached(plan, as_json)
+    if code and here and existing.status(folder).get("status") == "running":  # killed before it could say so
+        record.end(folder, "failed", f"{plan.launcher} ended with exit code {code}")
+    return launcher.follow(plan, as_json) if wait and not code and hasattr(launcher, "follow") else code
+
+
+def _finished(job: Job, folder: pathlib.Path) -> bool:
+    """Return whether there is nothing left to do. Raises JobError for a folder that is not this job's, or that Slurm is
+    at work on."""
+    other = existing.next_name(folder)
+    if existing.finished(job, folder, f"give a new name (name={other}), or move {folder} aside"):
+        return True
+    stored.refuse(job, folder, fresh=False)
+    if job.cluster.launcher.name == "slurm" and (number := pending(folder / FOLDER)):
+        raise JobError(
+            f"name: {job.name} is job {number} of Slurm already; give a new name (name={other}),"
+            f" or end that one with: scancel {number}"
+        )
+    return False
+
+
+def _queued(plan: LaunchPlan, folder: pathlib.Path, as_json: bool, wait: bool) -> int:
+    """Submit the plan to Slurm and return the exit code, which is the job's where it is waited for."""
+    number = submit(plan, folder)
+    output = folder / f"{number}.out"
     if as_json:
         print(json.dumps({"job": number, "output": str(output)}), flush=True)
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import pathlib
 import shutil
@@ -16,11 +17,15 @@ from commands import REPOSITORY, Desk
 pytestmark = [pytest.mark.timeout(120), pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")]
 
 
-def launch(desk: Desk, script: str, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+def launch(
+    desk: Desk, script: str, *arguments: str, seconds: float = 100, **variables: str
+) -> subprocess.CompletedProcess[str]:
     env = desk.env()
     env["PATH"] = f"{pathlib.Path(sys.executable).parent}:{env['PATH']}"
     command = ["sh", str(REPOSITORY / "launchers" / script), *arguments]
-    return subprocess.run(command, cwd=desk.folder, env=env | variables, capture_output=True, text=True, timeout=100)
+    return subprocess.run(
+        command, cwd=desk.folder, env=env | variables, capture_output=True, text=True, timeout=seconds
+    )
 
 
 def test_local_passes_job_and_settings_on(tmp_path: pathlib.Path) -> None:
@@ -47,6 +52,18 @@ def test_torchrun_starts_as_many_ranks_as_it_is_told(tmp_path: pathlib.Path) -> 
     done = launch(desk, "torchrun.sh", "job.yaml", "train.steps=4", WORKERS="3")
     assert done.returncode == 0, done.stderr
     assert desk.run_json("tiny")["status"] == "finished"
+    assert "cluster:\n  workers: 3\n" in (tmp_path / "runs/tiny/job.yaml").read_text()
+    assert desk.left() == {}
+    shutil.rmtree(desk.temporary)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(240)
+@pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="deepspeed is not installed")
+def test_deepspeed_starts_as_many_ranks_as_it_is_told(tmp_path: pathlib.Path) -> None:
+    desk = Desk(tmp_path)
+    done = launch(desk, "deepspeed.sh", "job.yaml", "train.steps=4", WORKERS="3")
+    assert done.returncode == 0, done.stderr
     assert "cluster:\n  workers: 3\n" in (tmp_path / "runs/tiny/job.yaml").read_text()
     assert desk.left() == {}
     shutil.rmtree(desk.temporary)

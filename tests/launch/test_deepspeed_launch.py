@@ -14,8 +14,10 @@ import sys
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 from commands import REPOSITORY, Desk
 
+from sparsetrain.cli import cli
 from sparsetrain.config.errors import JobError
 from sparsetrain.config.load import parse
 from sparsetrain.launch.launch import plan_of
@@ -101,6 +103,25 @@ def test_the_way_to_the_hosts_has_to_be_installed(tmp_path: pathlib.Path, monkey
     job = parse({"name": "one", "cluster": {"launcher": {"name": "deepspeed", "hosts": HOSTS}}})
     with pytest.raises(JobError, match=r"^cluster\.launcher: pdsh is not installed here; install pdsh, or take"):
         plan_of(job, {})
+
+
+def test_a_host_that_ssh_does_not_reach_is_one_line(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, body in {
+        "deepspeed": "touch started",
+        "pdsh": "",
+        "ssh": "echo Permission denied. >&2; exit 255",
+    }.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{body}\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    words = ["launch", "quickstart", "--on", "deepspeed", "cluster.launcher.hosts=[localhost]"]
+    done = CliRunner().invoke(cli, words)
+    said = "cluster.launcher.hosts: localhost is not reached by ssh without a password: Permission denied."
+    assert str(done.exception) == said and not (tmp_path / "started").exists()
+    (tmp_path / "ssh").write_text("#!/bin/sh\n")
+    assert CliRunner().invoke(cli, words).exit_code == 0 and (tmp_path / "started").exists()
 
 
 @needs_deepspeed

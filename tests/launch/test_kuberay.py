@@ -121,6 +121,7 @@ def put_kubectl(folder: pathlib.Path, states: list[Any], apply: str = "exit 0") 
 case "$1" in
 get) head -n 1 states; [ "$(wc -l < states)" -gt 1 ] && sed -i 1d states; exit 0;;
 apply) %s;;
+logs) echo "$@" > logged;;
 esac
 """
     (folder / "kubectl").write_text(body % apply)
@@ -150,15 +151,16 @@ def test_a_cluster_that_does_not_answer_and_a_name_that_is_taken(bare: pathlib.P
 @pytest.mark.parametrize(("last", "code"), [("SUCCEEDED", 0), ("FAILED", 1)])
 def test_a_job_is_applied_and_followed_to_its_end(bare: pathlib.Path, last: str, code: int) -> None:
     ended = {"jobDeploymentStatus": "Complete" if code == 0 else "Failed", "jobStatus": last}
-    put_kubectl(
-        bare, [None, {"kind": "RayJob"}, {"status": {"jobDeploymentStatus": "Initializing"}}, {"status": ended}]
-    )
+    states = [{"status": {"jobDeploymentStatus": state}} for state in ("Initializing", "Running", "Running")]
+    put_kubectl(bare, [None, {"kind": "RayJob"}, *states, {"status": ended}])
     done = launch("--wait")
     assert done.exit_code == code, (done.output, done.exception)
     assert [line for line in done.output.splitlines() if line.startswith("kuberay:")] == [
         "kuberay: initializing",
+        "kuberay: running",
         f"kuberay: {ended['jobDeploymentStatus'].lower()}",
     ]
+    assert (bare / "logged").read_text() == "logs --follow job/quickstart -n default\n"
 
 
 def test_what_is_not_applied_is_not_followed(bare: pathlib.Path) -> None:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import os
 import pathlib
+import re
+import shlex
 import signal
+import socket
 import stat
 import subprocess
 import sys
@@ -82,6 +85,20 @@ def test_every_launcher_shows_its_plan_and_writes_nothing(programs: pathlib.Path
     shown = found["plans"][0] if "plans" in found else found
     assert (shown["launcher"], shown["workers"]) == (name, 2)
     assert os.listdir() == ["bin"]
+
+
+def test_the_page_of_clusters_knows_every_launcher_and_its_commands_are_plans(
+    programs: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *arguments, **options: [])  # its hosts are made up
+    text = (REPOSITORY / "cluster_configs/README.md").read_text().replace("\\\n", "")
+    assert [name for name in registry.names("launcher") if f"--on {name} " not in text] == ["ray"]
+    commands = re.findall(r"^ *sparsetrain launch (.*?)(?: +#.*)?$", text, re.MULTILINE)
+    for command in commands:
+        words = [word for word in shlex.split(command) if word not in ("job.yaml", "--dry-run")]
+        done = CliRunner().invoke(cli, ["launch", "quickstart", *words, "--dry-run"])
+        assert done.exit_code == 0, (command, done.exception)
+    assert len(commands) >= 10
 
 
 def test_torchrun_on_one_machine_and_on_several(programs: pathlib.Path) -> None:
@@ -222,6 +239,18 @@ def test_a_signal_goes_on_to_what_was_started(programs: pathlib.Path, name: str)
     assert [process.stdout.readline() for _ in range(2)][1] == "up\n"
     process.send_signal(signal.Signals[f"SIG{name}"])
     assert process.communicate(timeout=20)[0] == "told\n" and process.returncode == 9
+
+
+def test_what_a_command_leaves_behind_when_a_signal_ends_it_is_ended(programs: pathlib.Path) -> None:
+    program(programs, "torchrun", "sleep 300 & echo $! > child; echo up; wait")
+    process = launching("torchrun")
+    assert process.stdout is not None
+    assert [process.stdout.readline() for _ in range(2)][1] == "up\n"
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=20)  # the child has its standard output, too
+    assert process.returncode == 130
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(pathlib.Path("child").read_text()), 0)
 
 
 def test_an_answer_of_sbatch_that_is_no_number_is_an_error(programs: pathlib.Path) -> None:

@@ -17,7 +17,7 @@ import pytest
 import ray_heads
 import yaml
 from click.testing import CliRunner
-from commands import Desk
+from commands import REPOSITORY, Desk
 
 from sparsetrain.cli import cli
 from sparsetrain.config.errors import JobError
@@ -197,6 +197,11 @@ def test_a_head_with_a_token_trains_what_is_submitted(tmp_path: pathlib.Path) ->
         done = submit("--wait", "name=submitted")
         assert done.returncode == 0, done.stdout + done.stderr
         assert json.loads((tmp_path / "there/submitted/run.json").read_text())["status"] == "finished"
+        script = ["sh", str(REPOSITORY / "launchers/ray_job.sh"), "job.yaml", "name=copied"]
+        told = {**env, "ADDRESS": address}
+        copied = subprocess.run(script, cwd=tmp_path, env=told, capture_output=True, text=True, timeout=200)
+        assert copied.returncode == 0, copied.stdout + copied.stderr
+        assert json.loads((tmp_path / "home/runs/copied/run.json").read_text())["status"] == "finished"
         failed = submit("--wait", "name=failing", "model.name=slowly:Boom")
         assert failed.returncode == 1 and "ValueError: boom in step 3" in failed.stdout
         token = env["RAY_AUTH_TOKEN"].encode()

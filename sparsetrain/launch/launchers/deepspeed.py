@@ -11,7 +11,7 @@ from pydantic import Field
 
 from sparsetrain.config.errors import JobError
 from sparsetrain.config.numbers import Count
-from sparsetrain.launch.launchers.hosts import Host, refuse_unknown
+from sparsetrain.launch.launchers.hosts import Host, refuse_closed, refuse_unknown
 from sparsetrain.launch.launchers.request import Request
 from sparsetrain.launch.plan import File, LaunchPlan, relevant
 
@@ -68,6 +68,12 @@ class DeepSpeed:
             command=(program, *options, "--module", "sparsetrain.worker", request.path),
             files=(File(path=f"{request.folder}/hostfile", text=hostfile(slots)),),
         )
+
+    def ready(self, plan: LaunchPlan) -> LaunchPlan:
+        """Return the plan. Raises JobError where a host is not reached by ssh without a password."""
+        for host in () if self.config.no_ssh else self.config.hosts:
+            refuse_closed(host.partition(":")[0], HOSTS)
+        return plan
 
     def slots(self, request: Request) -> dict[str, int]:
         """Return the ranks of each host. Raises JobError where they are not those of the job."""

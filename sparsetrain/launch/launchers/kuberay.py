@@ -31,6 +31,8 @@ KEPT_S = 600  # seconds for which a finished job's objects can still be looked a
 class KubeRay:
     """A RayJob for the KubeRay operator: a pod for each worker, in Kueue's queue where there is one."""
 
+    remote = True
+
     @dataclasses.dataclass(frozen=True, kw_only=True)
     class Config:
         """`image` has sparsetrain in it. `pvc`: a claim that all pods mount at /runs. `queue`: a LocalQueue of Kueue.
@@ -73,9 +75,9 @@ class KubeRay:
         kube_job.refuse_taken(plan.command[0], plan.name, self.config.namespace)
         return plan
 
-    def follow(self, plan: LaunchPlan) -> int:
+    def follow(self, plan: LaunchPlan, as_json: bool) -> int:
         """Show what the job prints until it ends, and return the exit code: 0, or 1 where it has failed."""
-        return kube_job.follow(plan.command[0], plan.name, self.config.namespace)
+        return kube_job.follow(plan.command[0], plan.name, self.config.namespace, as_json)
 
     def config_map(self, job: Job) -> dict[str, Any]:
         """Return the manifest that holds the job file."""

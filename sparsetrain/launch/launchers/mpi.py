@@ -30,7 +30,9 @@ class Mpi:
         """Return what would be started. Raises JobError for a mistake in the job."""
         hosts, job = self.config.hosts, request.job
         each = request.per_node(max(1, len(hosts)), "cluster.launcher.hosts")
-        program = request.program("mpiexec", 'pip install "sparsetrain[mpi]" brings MPICH\'s')
+        # Its options are those of the MPI that is there, so that a dry run needs it, too.
+        there = dataclasses.replace(request, dry=False)
+        program = there.program("mpiexec", 'pip install "sparsetrain[mpi]" brings MPICH\'s')
         refuse_unknown(hosts, "cluster.launcher.hosts")
         open_mpi = flavour(program) == "Open MPI"
         options, files = [], []

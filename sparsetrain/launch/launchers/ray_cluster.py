@@ -42,6 +42,8 @@ SSH_S = 10.0
 class RayCluster:
     """A Ray cluster by `ray up`, on machines of yours, of AWS or of GCP; the job runs on its head."""
 
+    remote = True
+
     @dataclasses.dataclass(frozen=True, kw_only=True)
     class Config:
         """`local`: head_ip, worker_ips, ssh_user. `aws`, `gcp`: so many `nodes`, each a `machine` with an `image` and
@@ -153,8 +155,8 @@ class RayCluster:
         resources = {"CPU": math.ceil(each * cluster.cpus_per_worker)}
         if gpus := math.ceil(each * cluster.gpus_per_worker):
             resources["GPU"] = gpus
-        kind, others = {"resources": resources, "node_config": self._machine(bool(gpus))}, self.count - 1
-        types = {"head": kind}
+        kind: dict[str, Any] = {"resources": resources, "node_config": self._machine(bool(gpus))}
+        types, others = {"head": kind}, self.count - 1
         if others:
             types["worker"] = {"min_workers": others, "max_workers": others, **kind}
         return {"head_node_type": "head", "available_node_types": types}

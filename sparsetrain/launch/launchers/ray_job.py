@@ -29,6 +29,8 @@ SCRIPT = 'job=$(mktemp -d)/job.yaml && printf "%s" "${variable}" > "$job" && exe
 class RayJob:
     """A job for a running Ray cluster, submitted over HTTP; its driver runs on the cluster's head."""
 
+    remote = True
+
     @dataclasses.dataclass(frozen=True, kw_only=True)
     class Config:
         """`address`: http(s)://HOST:8265 of the head. `working_dir` goes there but for .git, .venv, runs, wandb and
