@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.util
 import json
@@ -182,4 +183,55 @@ def test_a_signal_ends_all_ranks_and_the_run_says_so(tmp_path: pathlib.Path, num
     assert process.returncode == 130, out + err
     assert desk.left() == {}
     assert desk.run_json("tiny")["status"] == "interrupted"
+    shutil.rmtree(desk.temporary)
+
+
+# As pdsh does it, but here: the command once for each host, %n its number.
+PDSH = """#!/bin/sh
+while [ "$1" != -w ]; do shift; done
+hosts=$2; shift 2
+number=0; running=
+for host in $(echo "$hosts" | tr , ' '); do
+    sh -c "$(echo "$*" | sed "s/%n/$number/")" & running="$running $!"
+    number=$((number + 1))
+done
+for one in $running; do wait "$one" || exit $?; done
+"""
+
+
+@pytest.mark.slow
+@needs_deepspeed
+@pytest.mark.timeout(400)
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("by", ["pdsh", "hand"])
+def test_two_hosts_that_are_one_train_together(tmp_path: pathlib.Path, by: str) -> None:
+    desk = Desk(tmp_path)
+    (tmp_path / "bin").mkdir()
+    for name, text in {"pdsh": PDSH, "ssh": "#!/bin/sh\nexit 0\n"}.items():
+        (tmp_path / "bin" / name).write_text(text)
+        (tmp_path / "bin" / name).chmod(0o755)
+    path = f"{tmp_path}/bin:{pathlib.Path(sys.executable).parent}:{os.environ['PATH']}"
+    hosts = ("cluster.launcher.hosts=[localhost,127.0.0.1]", "cluster.launcher.master=127.0.0.1")
+    command = [sys.executable, "-m", "sparsetrain", "launch", "job.yaml", "--on", "deepspeed", *hosts]
+    parts = (
+        [[]] if by == "pdsh" else [["cluster.launcher.no_ssh=true", f"cluster.launcher.node_rank={n}"] for n in (0, 1)]
+    )
+    with contextlib.ExitStack() as stack:
+        started = [
+            stack.enter_context(
+                subprocess.Popen(
+                    [*command, *more],
+                    cwd=tmp_path,
+                    env={**desk.env(), "PATH": path},
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.STDOUT,
+                    text=True,
+                )
+            )
+            for more in parts
+        ]
+        said = [process.communicate(timeout=300)[0] for process in started]
+    assert [process.returncode for process in started] == [0] * len(parts), said
+    assert "rank 0 of 2" in said[0] and desk.run_json("tiny")["status"] == "finished"
+    assert desk.left() == {}
     shutil.rmtree(desk.temporary)
