@@ -23,6 +23,7 @@ from sparsetrain.cli import cli
 from sparsetrain.config.errors import JobError
 from sparsetrain.config.load import parse
 from sparsetrain.launch.launch import plan_of
+from sparsetrain.launch.launchers.ray_job import RayJob
 from sparsetrain.launch.plan import LaunchPlan
 
 TOKEN = "made-up-for-this-test"
@@ -176,6 +177,16 @@ def test_the_id_is_the_name_of_the_run_and_one_that_runs_is_left_alone(
     put_ray(bare, 'test "$2" = --help || { echo "$@" >> said; exit 7; }')
     assert launch(address, "--wait").exit_code == 7
     assert "--submission-id quickstart-2 --" in (bare / "said").read_text()
+
+
+@pytest.mark.parametrize(("state", "code"), [("SUCCEEDED", 0), ("STOPPED", 130), ("FAILED", 1), ("RUNNING", 1)])
+def test_the_exit_code_is_that_of_how_the_job_ended(
+    head: tuple[str, dict[str, str]], monkeypatch: pytest.MonkeyPatch, state: str, code: int
+) -> None:
+    address, jobs = head
+    monkeypatch.setenv("RAY_AUTH_TOKEN", TOKEN)
+    jobs["one"] = state
+    assert RayJob(RayJob.Config(address=address)).follow(plan(wait=True), as_json=False) == code
 
 
 @pytest.mark.slow

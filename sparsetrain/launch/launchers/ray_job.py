@@ -15,6 +15,7 @@ from sparsetrain.launch.dashboard import Dashboard
 from sparsetrain.launch.launchers.remote import VARIABLE, Folder, blocks, for_ranks, job_text, run_words
 from sparsetrain.launch.launchers.request import Request
 from sparsetrain.launch.plan import File, LaunchPlan, ray_plan
+from sparsetrain.launch.run import FAILED, STOPPED
 
 # No user and password in it: it is written down.
 Address = Annotated[str, Field(pattern=r"^https?://[A-Za-z0-9_.:\[\]-]+(/[A-Za-z0-9_./-]*)?$", max_length=300)]
@@ -23,6 +24,7 @@ Pattern = Annotated[str, Field(pattern=r"^[^\n]+$", max_length=200)]
 INSTALL = 'pip install "sparsetrain[submit]" brings it'
 EXCLUDES = (".git", ".venv", "/runs", "/wandb")  # what makes a working folder too large for Ray, 500 MiB at most
 ANSWER_S = 60.0
+ID = "--submission-id"
 SCRIPT = 'job=$(mktemp -d)/job.yaml && printf "%s" "${variable}" > "$job" && exec {run}'
 
 
@@ -58,7 +60,7 @@ class RayJob:
         ray = request.program("ray", INSTALL)
         path = f"{request.folder}/runtime_env.yaml"
         script = SCRIPT.format(variable=VARIABLE, run=run_words('"$job"', config.folder, config.python))
-        where = ("--address", config.address, "--submission-id", job.name)
+        where = ("--address", config.address, ID, job.name)
         command = (ray, "job", "submit", *where, "--working-dir", str(place), "--runtime-env", path)
         follow = () if request.wait else ("--no-wait",)
         return dataclasses.replace(
@@ -91,8 +93,15 @@ class RayJob:
             name = f"{plan.name}-{number}"
         if os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH"):
             os.environ.setdefault("RAY_AUTH_MODE", "token")  # Ray's client would not send it
-        place = plan.command.index("--submission-id") + 1
+        place = plan.command.index(ID) + 1
         return dataclasses.replace(plan, command=(*plan.command[:place], name, *plan.command[place + 1 :]))
+
+    def follow(self, plan: LaunchPlan, as_json: bool) -> int:
+        """Return the exit code of a job whose output was shown to the end: Ray gives 0 for one that was stopped, too.
+        Raises JobError where the head no longer answers."""
+        head = Dashboard(str(self.config.address), os.environ)
+        state = head.state(plan.command[plan.command.index(ID) + 1])
+        return {"SUCCEEDED": 0, "STOPPED": STOPPED}.get(state, FAILED)
 
 
 def refuse_bare(ray: str) -> None:
