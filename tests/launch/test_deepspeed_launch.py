@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 import importlib.util
 import json
 import os
@@ -21,6 +20,7 @@ from commands import REPOSITORY, Desk
 from sparsetrain.cli import cli
 from sparsetrain.config.errors import JobError
 from sparsetrain.config.load import parse
+from sparsetrain.engine.deepspeed_config import merged, read
 from sparsetrain.launch.launch import plan_of
 from sparsetrain.launch.launchers.deepspeed import PORTS, hostfile, port_of
 from sparsetrain.launch.plan import LaunchPlan
@@ -129,23 +129,19 @@ def test_a_host_that_ssh_does_not_reach_is_one_line(tmp_path: pathlib.Path, monk
 def test_deepspeed_reads_the_hostfiles() -> None:
     script = "import sys; from deepspeed.launcher.runner import _parse_hostfile as p; print(dict(p(sys.stdin)))"
 
-    def read(text: str) -> str:
+    def parsed(text: str) -> str:
         done = subprocess.run([sys.executable, "-c", script], input=text, capture_output=True, text=True, timeout=100)
         return done.stdout.splitlines()[-1]
 
     kept = (REPOSITORY / "cluster_configs/deepspeed/hostfile").read_text()
     assert kept.endswith(hostfile({"node0": 4, "node1": 4}))
-    assert read(kept) == str({"node0": 4, "node1": 4})
+    assert parsed(kept) == str({"node0": 4, "node1": 4})
 
 
-@pytest.mark.skipif(
-    importlib.util.find_spec("sparsetrain.engine.deepspeed_config") is None, reason="there is no DeepSpeed engine"
-)
 @pytest.mark.parametrize("stage", [0, 1])
 def test_the_jsons_leave_to_the_job_what_is_the_jobs(stage: int) -> None:
-    module = importlib.import_module("sparsetrain.engine.deepspeed_config")
     job = parse({"name": "one", "train": {"batch_size": 3, "accumulate": 2, "clip": 0.5, "precision": "bf16"}})
-    told = module.merged(job, stage, module.read(str(REPOSITORY / f"cluster_configs/deepspeed/zero{stage}.json")), 2, 9)
+    told = merged(job, stage, read(str(REPOSITORY / f"cluster_configs/deepspeed/zero{stage}.json")), 2, 9)
     assert (told["zero_optimization"]["stage"], told["train_micro_batch_size_per_gpu"]) == (stage, 3)
     assert (told["gradient_clipping"], told["bf16"]) == (0.5, {"enabled": True})
 
