@@ -132,6 +132,7 @@ KINDS: dict[str, dict[str, str]] = {
     "engine": {
         "torch": "sparsetrain.engine.torch_engine:TorchEngine",
         "deepspeed": "sparsetrain.engine.deepspeed:DeepSpeed",
+        "fsdp": "sparsetrain.engine.fsdp:FSDP",
     },
     "sink": {
         "jsonl": "sparsetrain.track.jsonl:JsonlSink",

@@ -57,7 +57,7 @@ def bench_engines(
     precision: str,
     as_json: bool,
 ) -> None:
-    """Count what a step sends under torch's engine and DeepSpeed's stages, dense and sparse."""
+    """Count what a step sends under torch's engine, FSDP2 and DeepSpeed's stages, dense and sparse."""
     from sparsetrain.bench.engines import Plan, measure, show
 
     with refusing("bench engines"):

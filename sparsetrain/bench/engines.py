@@ -1,4 +1,4 @@
-"""`bench engines`: what a step sends under torch's engine and DeepSpeed's stages, dense and sparse."""
+"""`bench engines`: what a step sends under torch's engine, FSDP2 and DeepSpeed's stages, dense and sparse."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from sparsetrain.bench.ranks import Ranks, run
 COLUMNS = ("engine", "exchange", "step_ms", "sent_bytes", "of_gradient", "of_dense", "booked")
 ENGINES = {
     "torch": "engine=torch",
+    "fsdp": "engine=fsdp",
     **{f"deepspeed {stage}": f"engine={{name: deepspeed, stage: {stage}}}" for stage in (0, 1, 2, 3)},
 }
 

@@ -197,10 +197,12 @@ def advice(job: Job) -> list[str]:
             f"exchange.every: AdamW's step shrinks by about {exchange.density**0.5:.2g} on gradients that arrive at "
             f"density {exchange.density:g}; local steps (exchange.every=5, a larger density) or sgd avoid that"
         )
-    if job.engine.name == "deepspeed" and job.engine.config.stage:
+    stage = getattr(job.engine.config, "stage", 0)
+    if stage or job.engine.name == "fsdp":
+        where = f"engine.stage: {stage}" if stage else "engine: fsdp"
         lines.append(
-            f"engine.stage: {job.engine.config.stage} gathers dense weights in every step, which no exchange "
-            "saves; where links are slow and memory is not short, 0 sends least"
+            f"{where} gathers dense weights in every step, which no exchange saves; where links are slow and memory is "
+            "not short, torch, or deepspeed's stage 0, sends least"
         )
     if exchange.error_feedback.name == "ef21_sgdm" and getattr(job.optimizer.config, "momentum", 0.0):
         lines.append("optimizer.momentum: ef21_sgdm has a momentum of its own; 0 is usual")

@@ -201,9 +201,9 @@ def model_tensors(model: nn.Module) -> Tensors:
     return {**dict(model.named_parameters()), **dict(model.named_buffers())}
 
 
-def load_model(model: nn.Module, tensors: Mapping[str, Tensor], source: str | pathlib.Path) -> None:
-    """Load weights by name. Raises CheckpointError naming the first missing, unknown or misshapen tensor."""
-    own = model_tensors(model)
+def load_model(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor], source: str | pathlib.Path) -> None:
+    """Load weights by name into a model's own. Raises CheckpointError naming the first missing, unknown or misshapen
+    tensor."""
     for name in own:
         if name not in tensors:
             raise CheckpointError(f"{source}: has no tensor {name}")

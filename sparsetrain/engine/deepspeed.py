@@ -17,15 +17,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from sparsetrain import registry
 from sparsetrain.config.job import Job
 from sparsetrain.engine import deepspeed_config
 from sparsetrain.engine.checkpoint import CheckpointError, Tensors, fitting
-from sparsetrain.engine.deepspeed_rehearsal import rehearse
 from sparsetrain.engine.deepspeed_stand_in import load, stand_in
 from sparsetrain.engine.engine import Engine, Parts
+from sparsetrain.engine.rehearsal import rehearse
+from sparsetrain.engine.sharding import refusal
 from sparsetrain.masks.maskset import MaskSet
-from sparsetrain.masks.methods.base import MaskMethod
 from sparsetrain.masks.transition import moved
 
 
@@ -58,7 +57,8 @@ class DeepSpeed(Engine):
         self.shapes = {name: parameter.shape for name, parameter in self.parameters.items()}
         library = load(world)
         if not rehearses:
-            rehearse(lambda small: DeepSpeed(config, small, rehearses=True), parts)
+            version = f"deepspeed {library.__version__}"
+            rehearse(lambda small: DeepSpeed(config, small, rehearses=True), parts, version)
         self.choke = stand_in(library, world)
         self.engine = library.initialize(model=Loss(self.model), optimizer=self.optimizer, config=settings)[0]
         self.holding = contextlib.ExitStack()
@@ -66,26 +66,8 @@ class DeepSpeed(Engine):
     @classmethod
     def refuses(cls, job: Job) -> str:
         """See Engine."""
-        if job.exchange.every > 1:
-            return (
-                f"exchange.every: {job.exchange.every} with engine deepspeed, where a step is all ranks' together; "
-                "allowed: 1"
-            )
-        if job.cluster.workers.varies:
-            return "cluster.workers: min and max with engine deepspeed, whose ranks cannot change; allowed: a number"
-        if job.cluster.transport == "mpi":
-            return "cluster.transport: mpi with engine deepspeed, which needs torch's process group; allowed: torch"
         stage = job.engine.config.stage
-        shards = stage > 0 or job.train.precision == "bf16"
-        if job.masks is None:
-            return ""
-        allowed = [name for name in registry.names("mask_method") if not _unfit(name, stage, shards)]
-        if why := _unfit(job.masks.method.name, stage, shards):
-            where = f"stage {stage}, {job.train.precision}"
-            return f"masks.method: {job.masks.method.name} {why} ({where}); allowed: {', '.join(allowed)}"
-        if stage == 3 and job.masks.regulariser is not None:
-            return "masks.regulariser: looks at whole weights in every step, which stage 3 has not; allowed: null"
-        return ""
+        return refusal(job, stage > 0 or job.train.precision == "bf16", stage == 3)
 
     def begin(self) -> None:
         """See Engine."""
@@ -244,22 +226,6 @@ class DeepSpeed(Engine):
         import deepspeed
 
         return deepspeed.zero.GatheredParameters(parameters, modifier_rank=0 if change else None)
-
-
-def _unfit(name: str, stage: int, shards: bool) -> str:
-    """Return what of a mask method an engine of this stage cannot follow, nothing where it can."""
-    method = registry.load("mask_method", name)
-
-    def own(field: str) -> bool:
-        return getattr(method, field) is not getattr(MaskMethod, field)
-
-    if method.learns_budget or method.at_init:
-        return "needs backward passes that DeepSpeed does not see"
-    if shards and (method.rewinds or method.keeps_dormant or own("settle") or own("forgets")):
-        return "changes weights or moments that DeepSpeed spreads over the ranks"
-    if stage == 3 and (own("update_set") or own("pull")):
-        return "looks at whole weights in every step, which stage 3 has not"
-    return ""
 
 
 class Loss(nn.Module):

@@ -15,13 +15,10 @@ from torch import Tensor
 from sparsetrain.collective.meter import ByteMeter
 from sparsetrain.collective.world import World
 from sparsetrain.config.errors import JobError
+from sparsetrain.engine.rehearsal import Moved
 
 REDUCTIONS = ("reduce", "reduce_scatter", "reduce_scatter_tensor", "reduce_scatter_base", "all_to_all_single")
 ADVICE = "this version is not one that sparsetrain[deepspeed] allows, or its settings change how gradients are reduced"
-
-
-class Moved(RuntimeError):
-    """This DeepSpeed reduces gradients in another way than the one that we stand in for."""
 
 
 class StandIn:

@@ -7,15 +7,17 @@ import contextlib
 import dataclasses
 import pathlib
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from sparsetrain.collective.world import World
 from sparsetrain.config.job import Job
-from sparsetrain.engine.checkpoint import Tensors, load_optimizer, optimizer_tensors
+from sparsetrain.engine.checkpoint import Tensors, load_optimizer, model_tensors, optimizer_tensors
 from sparsetrain.masks.maskset import MaskSet
+
+Answer = TypeVar("Answer")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -79,6 +81,15 @@ class Engine(abc.ABC):
         """Return a context in which parameters have all their values; with `change` what is changed inside, on all
         ranks alike, stays."""
         return contextlib.nullcontext()
+
+    def tensors(self) -> Tensors:
+        """Return parameters and buffers by name, whole inside `whole`; tied weights appear once."""
+        return model_tensors(self.model)
+
+    def answer(self, ask: Callable[[Any], Answer]) -> Answer:
+        """Return what `ask` says of the model, whose forward pass it may run; all ranks must ask as often as the others
+        where weights are gathered."""
+        return ask(self.model)
 
     def inputs(self, batch: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """Return a batch as the model takes it."""

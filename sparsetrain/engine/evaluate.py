@@ -11,8 +11,10 @@ from sparsetrain.collective.world import World
 from sparsetrain.engine.engine import Engine
 
 
-def _plain(model: Any, batch: tuple[torch.Tensor, ...]) -> dict[str, Any]:
-    """Return the sums of a model that knows its mean loss only."""
+def _sums(model: Any, batch: tuple[torch.Tensor, ...]) -> dict[str, Any]:
+    """Return what a model knows of a batch, at least the sum of its losses."""
+    if hasattr(model, "metrics"):
+        return model.metrics(batch)
     return {"loss_sum": float(model.loss(batch)) * len(batch[0]), "count": len(batch[0])}
 
 
@@ -36,10 +38,9 @@ def evaluate(engine: Engine, data: Any, batch_size: int, batches: int, world: Wo
     for number, start in enumerate([*own, *[0] * idle]):
         batch = data.eval_batch(torch.arange(start, min(start + batch_size, samples)))
         batch = engine.inputs(tuple(part.to(world.transport.device) for part in batch))
+        found = engine.answer(lambda asked, batch=batch: _sums(asked, batch))
         if number >= len(own):
-            model.loss(batch)
             continue
-        found = model.metrics(batch) if hasattr(model, "metrics") else _plain(model, batch)
         sums += torch.tensor(
             [float(found[key]) if key in found else math.nan for key in ("loss_sum", "count", "correct")]
         )

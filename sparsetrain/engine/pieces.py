@@ -104,7 +104,7 @@ def capture(state: RunState, digest: bool = True) -> Pieces:
     groups[own("residual", rank)] = kept
     groups[_optimizer(state, rank)] = state.engine.state()
     with state.engine.whole():
-        held = {key: tensor.detach() for key, tensor in checkpoint.model_tensors(state.model).items()}
+        held = {key: tensor.detach() for key, tensor in state.engine.tensors().items()}
         groups["model"] = {key: tensor.clone() for key, tensor in held.items()} if state.engine.gathers else held
     masks: dict[str, Any] = state.masks.state_dict() if state.masks is not None else {"packed": {}, "epoch": 0}
     shared = {f"{part}/{name}": tensor for part in SHARED for name, tensor in masks.get(part, {}).items()}
@@ -143,7 +143,7 @@ def _restore(state: RunState, source: Source) -> None:
     state.forget()  # what a checkpoint that turned out unreadable has left
     about = source.about()
     with state.engine.whole(change=True):
-        checkpoint.load_model(state.model, source.read("model"), source.name)
+        checkpoint.load_model(state.engine.tensors(), source.read("model"), source.name)
     if state.masks is not None:
         packed = source.read("masks")
         parts = {part: _under(packed, f"{part}/") for part in SHARED}

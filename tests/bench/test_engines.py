@@ -27,8 +27,8 @@ def checked(ranks: Ranks) -> None:
     for engine in ("torch", "deepspeed 0"):
         assert rows[engine, "dense"]["sent_bytes"] >= gradient
         assert rows[engine, "sparse"]["of_dense"] <= 0.04
-    for stage in (1, 2, 3):
-        dense, sparse = (rows[f"deepspeed {stage}", exchange]["sent_bytes"] for exchange in ("dense", "sparse"))
+    for engine in ("fsdp", "deepspeed 1", "deepspeed 2", "deepspeed 3"):
+        dense, sparse = (rows[engine, exchange]["sent_bytes"] for exchange in ("dense", "sparse"))
         assert 0.95 * gradient < dense - sparse < 1.1 * gradient  # what is left are the weights
         assert sparse > 0.4 * gradient
     for each in result["rows"]:

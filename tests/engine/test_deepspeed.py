@@ -203,10 +203,19 @@ def test_a_deepspeed_that_reduces_in_another_way_is_refused():
         (("exchange.every=2",), "exchange.every: 2 with engine deepspeed"),
         (("cluster.workers={min: 1, max: 2}",), "cluster.workers: min and max with engine deepspeed"),
         (("cluster.transport=mpi",), "cluster.transport: mpi with engine deepspeed"),
-        (("masks.method=snip",), "masks.method: snip needs backward passes that DeepSpeed does not see"),
-        (("masks.method=lottery", "engine.stage=1"), "masks.method: lottery changes weights or moments"),
-        (("masks.method=topkast", "engine.stage=3"), "masks.method: topkast changes weights or moments"),
-        (("masks.method=sr_ste", "engine.stage=3"), "masks.method: sr_ste looks at whole weights in every step"),
+        (("masks.method=snip",), "masks.method: snip with this engine deepspeed: it needs backward passes of its own"),
+        (
+            ("masks.method=lottery", "engine.stage=1"),
+            "masks.method: lottery with this engine deepspeed: it changes",
+        ),
+        (
+            ("masks.method=topkast", "engine.stage=3"),
+            "masks.method: topkast with this engine deepspeed: it changes",
+        ),
+        (
+            ("masks.method=sr_ste", "engine.stage=3"),
+            "masks.method: sr_ste with this engine deepspeed: it looks",
+        ),
         (("masks.regulariser=l1", "engine.stage=3"), "masks.regulariser: looks at whole weights"),
         (("engine.stage=4",), "engine.stage: must be 0, 1, 2 or 3"),
     ],

@@ -1,0 +1,178 @@
+"""Torch's FSDP2 under our loop: its own weights where everything is sent, and masks and residuals that hold."""
+
+from __future__ import annotations
+
+import functools
+import pathlib
+from typing import Any
+
+import pytest
+import torch
+from ranks import gloo_ranks
+from small import job, run_and_die
+
+from sparsetrain.collective.world import World
+from sparsetrain.config.errors import JobError
+from sparsetrain.config.job import Job
+from sparsetrain.data.sampler import Sampler
+from sparsetrain.engine.learning_rate import factor_at
+from sparsetrain.engine.state import build
+from sparsetrain.engine.trainer import Trainer
+
+STEPS = 5
+# Everything is sent as it is, so that nothing but the engine makes a difference.
+ALL = ("masks=null", "exchange.density=1.0", "exchange.values=fp32", "exchange.dense_below=0", f"train.steps={STEPS}")
+FORMS = [
+    ("train.precision=fp32", "train.clip=0", "optimizer={name: adamw}"),
+    ("train.precision=fp32", "train.clip=0", "train.accumulate=2", "optimizer={name: adamw}"),
+    ("train.precision=bf16", "train.clip=0", "optimizer={name: adamw}"),
+]
+
+
+def quiet(line: str) -> None:
+    pass
+
+
+def ours(world: World, what: Job, folder: str) -> dict[str, torch.Tensor]:
+    """Return the weights after all steps of our loop."""
+    trainer = Trainer(build(what, world), pathlib.Path(folder), quiet)
+    for _ in range(what.train.steps):
+        trainer.train_step()
+    with trainer.state.engine.whole():
+        found = {name: parameter.detach().clone() for name, parameter in trainer.state.parameters.items()}
+    trainer.close("finished")
+    return found
+
+
+def stock(world: World, what: Job) -> dict[str, torch.Tensor]:
+    """Return the weights that FSDP2 alone comes to, with its own reduction."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+    torch.manual_seed(what.seed)
+    model: Any = what.model.build()
+    optimizer, train, data = what.optimizer.build().optimizer(model), what.train, what.data.build()
+    groups = [
+        [name for name, p in model.named_parameters() for q in g["params"] if p is q] for g in optimizer.param_groups
+    ]
+    dtype = torch.bfloat16 if train.precision == "bf16" else torch.float32
+    policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
+    mesh = init_device_mesh("cpu", (world.size,))
+    for block in model.blocks:
+        fully_shard(block, mesh=mesh, mp_policy=policy)
+    fully_shard(model, mesh=mesh, mp_policy=policy)
+    sharded = dict(model.named_parameters())
+    for group, names in zip(optimizer.param_groups, groups, strict=True):
+        group["params"] = [sharded[name] for name in names]
+    peak = [group["lr"] for group in optimizer.param_groups]
+    sampler = Sampler(
+        data.train_size, train.batch_size * train.accumulate * world.size, world.rank, world.size, what.seed
+    )
+    position = 0
+    for step in range(train.steps):
+        for group, rate in zip(optimizer.param_groups, peak, strict=True):
+            group["lr"] = rate * factor_at(step, train.steps, train.warmup, train.final_learning_rate)
+        optimizer.zero_grad()
+        parts = sampler.indices(position).tensor_split(train.accumulate)
+        for number, part in enumerate(parts):
+            model.set_requires_gradient_sync(number + 1 == len(parts))
+            (model.loss(data.train_batch(part)) / len(parts)).backward()
+        optimizer.step()
+        position = sampler.after(position)
+    return {name: parameter.full_tensor().detach() for name, parameter in model.named_parameters()}
+
+
+def both(world: World, folder: str) -> list[str]:
+    """Return what differs, over all forms."""
+    found = []
+    for form in FORMS:
+        what = job("engine=fsdp", *ALL, *form)
+        mine, theirs = ours(world, what, folder), stock(world, what)
+        first = dict(what.model.build().named_parameters())
+        assert any(not torch.equal(first[name], weight) for name, weight in mine.items())
+        found += [f"{form}: {name}" for name, weight in theirs.items() if not torch.equal(weight, mine[name])]
+    return found
+
+
+@pytest.mark.timeout(200)
+def test_where_everything_is_sent_the_weights_are_those_of_fsdp_alone(tmp_path):
+    assert gloo_ranks(2, functools.partial(both, folder=str(tmp_path)), seconds=150) == [[], []]
+
+
+def trained(world: World, folder: pathlib.Path, what: Job, stop: int | None = None) -> dict[str, Any]:
+    """Train to the end, or die in the step after `stop`; what is outside the masks at the end."""
+    said: list[str] = []
+    trainer = Trainer(build(what, world), folder, said.append)
+    if stop is not None:
+        run_and_die(trainer, stop)
+        trainer.state.close()
+        return {}
+    result = trainer.run()
+    state: Any = trainer.state
+    outside, engine = [], state.engine
+    with engine.whole():
+        for name, mask in state.masks.masks.masks.items():
+            outside.append(float(state.parameters[name].detach()[~mask].abs().max()))
+            for value in engine.optimizer.state.get(engine.rows[name], {}).values():
+                if value is not None and value.ndim:
+                    outside.append(float(value[~engine._own(mask)].abs().max()))
+    epoch = state.masks.masks.epoch
+    trainer.close("finished")
+    return {**result, "outside": outside, "epoch": epoch, "said": said}
+
+
+def everything(world: World, folder: str, options: tuple[str, ...]) -> list[dict[str, Any]]:
+    what = job("train.steps=10", "checkpoint.every=2", "engine=fsdp", *options)
+    place = pathlib.Path(folder)
+    whole = trained(world, place / "straight", what)
+    trained(world, place / "killed", what, stop=6)
+    plain = job("train.steps=10", *options)
+    return [whole, trained(world, place / "killed", what), trained_plainly(world, place / "plain", plain)]
+
+
+def trained_plainly(world: World, folder: pathlib.Path, what: Job) -> dict[str, Any]:
+    trainer = Trainer(build(what, world), folder, quiet)
+    result = trainer.run()
+    trainer.close("finished")
+    return result
+
+
+@pytest.mark.timeout(200)
+@pytest.mark.parametrize("size", [2, pytest.param(3, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_masks_hold_and_a_killed_run_goes_on_bit_for_bit(tmp_path, precision, size):
+    optimizer = "optimizer={name: adamw}" if precision == "bf16" else "optimizer.momentum=0.9"
+    options = (f"train.precision={precision}", optimizer, "train.clip=0.5")
+    for name in ("straight", "killed", "plain"):
+        (tmp_path / name).mkdir()
+    ranks = gloo_ranks(size, functools.partial(everything, folder=str(tmp_path), options=options), seconds=150)
+    straight, _, plain = ranks[0]
+    assert straight["epoch"] > 1 and straight["outside"]
+    for whole, again, _ in ranks:
+        assert "resumed from step_00000006" in "".join(again["said"])
+        for found in (whole, again):
+            assert found["outside"] == [0.0] * len(found["outside"])
+            assert found["weights_digest"] == straight["weights_digest"]
+            assert found["eval/loss"] == straight["eval/loss"]
+    if precision == "fp32":  # bf16 is autocast there, and low weights here
+        assert straight["eval/loss"] == pytest.approx(plain["eval/loss"], abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (("exchange.every=2",), "exchange.every: 2 with engine fsdp"),
+        (("masks.method=lottery",), "masks.method: lottery with this engine fsdp: it changes"),
+        (("masks.method=sr_ste",), "masks.method: sr_ste with this engine fsdp: it looks"),
+        (("engine.stage=1",), "engine.stage: unknown key"),
+    ],
+)
+def test_what_fsdp_cannot_do_is_refused(options, says):
+    with pytest.raises(JobError) as error:
+        job("engine=fsdp", *options)
+    assert str(error.value).startswith(says)
+
+
+def test_a_single_rank_has_nobody_to_spread_over():
+    with pytest.raises(JobError, match="1 with engine fsdp"):
+        build(job("engine=fsdp"), World())
