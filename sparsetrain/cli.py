@@ -58,6 +58,17 @@ def launch(source: str, overrides: tuple[str, ...], on: str | None, dry_run: boo
 
 
 @cli.command()
+@click.argument("source", metavar="JOB")
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+def node(source: str, overrides: tuple[str, ...]) -> None:
+    """Train JOB by Ray on the nodes of a Slurm allocation: srun starts this once on each of them."""
+    from sparsetrain.config.load import load_job
+    from sparsetrain.launch.node import node_job
+
+    sys.exit(node_job(load_job(source, overrides)))
+
+
+@cli.command()
 @click.argument("name")
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document on standard output.")

@@ -170,6 +170,17 @@ class RayGroup:
             with contextlib.suppress(Exception):
                 getattr(member.actor, word).remote()
 
+    def keep(self, members: list[Member]) -> bool:
+        """Let all members save when they pause next, and return whether all know: saving takes all of them."""
+        import ray
+
+        calls = [member.actor.keep.remote() for member in members]
+        try:
+            ray.get(calls, timeout=ANSWER)
+        except ray.exceptions.RayError:  # one is lost, or slow: that shows elsewhere
+            return False
+        return True
+
     def stacks(self, members: list[Member]) -> dict[int, str]:
         """Return the stacks of the members' threads by rank, of those that answer in time."""
         import ray

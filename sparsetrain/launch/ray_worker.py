@@ -97,6 +97,11 @@ class RayWorker:
         if self.session is not None:
             self.session.ask()
 
+    def keep(self) -> None:
+        """Save when all ranks pause next: nobody goes on from what is in memory."""
+        if self.session is not None:
+            self.session.saves = True
+
     def forget(self) -> None:
         """Drop the state: the next `run` begins from a checkpoint."""
         if self.session is not None:

@@ -21,6 +21,7 @@ from sparsetrain.launch.show import progress
 from sparsetrain.launch.signals import Stop, Stopped, listening
 from sparsetrain.launch.supervisor import Progress
 from sparsetrain.worker import existing, record, stored
+from sparsetrain.worker.rank import AGAIN
 
 Start = Callable[[Job, pathlib.Path, Progress], dict[str, Any]]
 Shown = Callable[[Job, TextIO, Stop], contextlib.AbstractContextManager[Progress]]
@@ -59,8 +60,9 @@ class Ended:
         }
 
 
-def run_job(job: Job, options: Options | None = None) -> int:
-    """Run the job, after the ones it is compared with, and return the exit code: 0, 1 (failed) or 130 (stopped)."""
+def run_job(job: Job, options: Options | None = None, shown: Shown = progress) -> int:
+    """Run the job, after the ones it is compared with, and return the exit code: 0, 1 (failed), 75 (saved, to go on
+    later, since what `shown` gives says so) or 130 (stopped)."""
     options = options or Options()
     jobs = [*against_jobs(job, options.against), job]
     refuse_same(jobs)
@@ -71,7 +73,7 @@ def run_job(job: Job, options: Options | None = None) -> int:
             stored.refuse(each, folder, options.fresh)
     ended: list[Ended] = []
     for each in jobs:
-        ended.append(run_one(each, options))
+        ended.append(run_one(each, options, shown=shown))
         if ended[-1].code:
             break
     _conclude(ended, options)
@@ -178,6 +180,11 @@ def _train(job: Job, folder: pathlib.Path, stream: TextIO, start: Start, shown: 
     except BaseException as error:
         record.end(folder, "failed", f"{type(error).__name__}: {error}")
         raise
+    if result.get("paused"):
+        record.end(folder, "interrupted", "SIGUSR1")
+        said = "saved at" if result["saved"] else "ended, but could not be saved, at"
+        print(f"{job.name}: {said} step {result['steps']}, since SIGUSR1 came", file=stream, flush=True)
+        return Ended(job=job, folder=folder, status="interrupted", code=AGAIN)
     record.end(folder, "finished", result=result)
     return Ended(job=job, folder=folder, status="finished", result=result)
 

@@ -32,11 +32,13 @@ GIVE_UP = 6.0  # seconds in which a rank that was cut off has to return
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Progress:
-    """Where progress goes: a line of text, a row of metrics. `check` raises when the run shall stop."""
+    """Where progress goes: a line of text, a row of metrics. `check` raises when the run shall stop; `leaves` returns
+    whether it shall save and leave, to go on later."""
 
     line: Callable[[str], None]
     row: Callable[[dict[str, Any]], None]
     check: Callable[[], None] = lambda: None
+    leaves: Callable[[], bool] = lambda: False
 
 
 @dataclasses.dataclass
@@ -82,7 +84,7 @@ class Supervisor:
         self.healing: dict[str, Any] = {}  # the last one, until a step is finished again
 
     def run(self) -> dict[str, Any]:
-        """Return rank 0's result of the group that reaches the end.
+        """Return rank 0's result of the group that reaches the end, or that has saved and left ("paused").
 
         Raises RunFailed with the root cause, JobError where that is a mistake of the user that only a rank could find.
         """
@@ -91,6 +93,8 @@ class Supervisor:
             outcome = self._attempt()
             if outcome.result is not None:
                 return outcome.result
+            if 0 in outcome.paused and not outcome.trouble and self.progress.leaves():
+                return outcome.paused[0]
             self._heal(outcome)
 
     def _gather(self, patience: float = 0.0) -> None:
@@ -159,7 +163,7 @@ class Supervisor:
             if outcome.trouble:
                 deadline = outcome.began + _patience(outcome)
             self._show()
-            if not asked and not outcome.trouble and self._may_grow():
+            if not asked and not outcome.trouble and (self._may_leave() or self._may_grow()):
                 asked = True
                 self.group.tell(self.members[:1], "ask")
         for member in calls.values():
@@ -182,6 +186,10 @@ class Supervisor:
             self.step = max(self.step, answer["paused"]["steps"])
         elif member.rank == 0:
             outcome.result = answer["result"]
+
+    def _may_leave(self) -> bool:
+        """Return whether the run shall leave; all members know then that they have to save."""
+        return self.progress.leaves() and self.group.keep(self.members)
 
     def _may_grow(self) -> bool:
         """Return whether somebody waits whom the group has room for."""

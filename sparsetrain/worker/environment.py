@@ -88,16 +88,21 @@ def from_slurm(env: Mapping[str, str]) -> Place:
     missing = [key for key in SLURM_KEYS if not env.get(key)]
     if missing:
         raise JobError(f"{missing[0]}: not set in the environment; srun sets all of {', '.join(SLURM_KEYS)}")
-    step = _number(env, "SLURM_STEP_ID") if env.get("SLURM_STEP_ID") else 0
-    spread = (_number(env, "SLURM_JOB_ID") * 31 + step) % len(SLURM_PORTS)
     return Place(
         rank=_number(env, "SLURM_PROCID"),
         size=_number(env, "SLURM_STEP_NUM_TASKS"),
         local_rank=_number(env, "SLURM_LOCALID"),
         node=env.get("SLURMD_NODENAME") or socket.gethostname(),
         master_addr=env.get("MASTER_ADDR") or first_host(env["SLURM_STEP_NODELIST"]),
-        master_port=_number(env, "MASTER_PORT") if env.get("MASTER_PORT") else SLURM_PORTS[spread],
+        master_port=_number(env, "MASTER_PORT") if env.get("MASTER_PORT") else meeting_port(env),
     )
+
+
+def meeting_port(env: Mapping[str, str]) -> int:
+    """Return the port that follows from the numbers of a Slurm job and its step: all tasks know it, and no two steps
+    that are near each other share it. Raises JobError where they are no numbers."""
+    step = _number(env, "SLURM_STEP_ID") if env.get("SLURM_STEP_ID") else 0
+    return SLURM_PORTS[(_number(env, "SLURM_JOB_ID") * 31 + step) % len(SLURM_PORTS)]
 
 
 def first_host(hosts: str) -> str:
