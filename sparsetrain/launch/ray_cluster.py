@@ -204,11 +204,11 @@ def children() -> list[Any]:
     return list(psutil.Process().children(recursive=True))
 
 
-def end(processes: list[Any]) -> None:
-    """Wait for these processes to end; kill those that do not."""
+def end(processes: list[Any], patience: float = STOP_TIMEOUT) -> None:
+    """Wait for these processes to end; kill those that do not in `patience` seconds."""
     import psutil  # pyrefly: ignore[missing-import]
 
-    _, alive = psutil.wait_procs(processes, timeout=STOP_TIMEOUT)
+    _, alive = psutil.wait_procs(processes, timeout=patience)
     for process in alive:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()

@@ -19,6 +19,7 @@ from sparsetrain.launch.ray_cluster import CONNECT_TIMEOUT, OBJECT_STORE, childr
 from sparsetrain.launch.signals import undisturbed
 
 POLL = 0.2
+QUICK = 2.0  # seconds that daemons get to end by themselves: Slurm may kill this process some seconds later
 TELL = 10.0  # seconds between two lines that say for whom the head waits
 SAID = 15  # lines of Ray's own that an error shows
 # Slurm sends its notice to all processes of a task: it would end Ray's, which are to go on until all is saved.
@@ -117,7 +118,7 @@ def running(daemons: Daemons) -> Generator[Running]:
             for child in started:
                 with contextlib.suppress(Exception):  # it has ended by itself
                     child.terminate()
-            end(started)
+            end(started, QUICK)
             shutil.rmtree(folder, ignore_errors=True)
 
 
