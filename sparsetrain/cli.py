@@ -219,10 +219,22 @@ def checkpoints_prune(run: str, keep: int | None, best: int | None, dry_run: boo
 
 
 @cli.command()
+@click.argument("words", nargs=-1, metavar="[JOB] [KEY=VALUE]...")
+@click.option("--cluster", is_flag=True, help="Examine all nodes of the cluster that JOB names, or that ranks are on.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document on standard output.")
-def doctor(as_json: bool) -> None:
-    """Show what this machine offers: versions, cores, memory, disk, W&B mode, network, compiler."""
-    from sparsetrain.doctor import examine
+def doctor(words: tuple[str, ...], cluster: bool, as_json: bool) -> None:
+    """Show what this machine offers: versions, cores, memory, disk, W&B mode, network, compiler.
+
+    With --cluster: all nodes side by side, the ways between them, and what is wrong (exit code 1). It looks at the Ray
+    cluster at cluster.address, or is one of the ranks that srun, mpiexec or torchrun has started.
+    """
+    if cluster:
+        from sparsetrain.launch.ray_doctor import examine_cluster
+
+        sys.exit(examine_cluster(words, as_json))
+    if words:
+        raise JobError(f"doctor: takes no JOB without --cluster (given {words[0]!r})")
+    from sparsetrain.doctor.machine import examine
 
     facts = examine(os.environ)
     width = max(len(key) for key in facts)

@@ -10,7 +10,7 @@ ARROWS = {
     "cli": {"launch", "bench", "doctor", "track"},
     "doctor": {"worker", "track", "kernels"},
     "bench": {"launch", "engine", "gradient", "masks", "collective", "kernels", "models", "data"},
-    "launch": {"worker", "track"},
+    "launch": {"worker", "track", "doctor"},
     "worker": {"engine", "collective"},
     "engine": {"gradient", "masks", "collective", "compute", "models", "data", "track"},
     "models": {"compute"},

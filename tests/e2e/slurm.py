@@ -33,7 +33,8 @@ def missing() -> str:
 class Slurm:
     """Host 0, `control`, has the controller, and jobs are submitted there; the others are the nodes node1, node2 ..."""
 
-    def __init__(self, desk: Desk, hosts: Hosts, folder: pathlib.Path) -> None:
+    def __init__(self, desk: Desk, hosts: Hosts, folder: pathlib.Path, kill_wait: int) -> None:
+        self.kill_wait = kill_wait
         self.desk, self.hosts, self.folder = desk, hosts, folder
         self.names = ["control", *(f"node{host}" for host in range(1, hosts.count))]
         self.daemons: list[subprocess.Popen[str]] = []
@@ -124,7 +125,7 @@ class Slurm:
             "SelectTypeParameters=CR_CPU",
             "MpiDefault=none",
             "ReturnToService=2",
-            "KillWait=5",
+            f"KillWait={self.kill_wait}",
             "SchedulerParameters=batch_sched_delay=0,sched_interval=1",
             *nodes,
             f"PartitionName=main Nodes={','.join(self.names[1:])} Default=YES MaxTime=60 State=UP",
@@ -134,10 +135,10 @@ class Slurm:
 
 
 @contextlib.contextmanager
-def slurm(desk: Desk, nodes: int) -> Generator[Slurm]:
-    """Give a Slurm cluster of so many nodes and remove it."""
+def slurm(desk: Desk, nodes: int, kill_wait: int = 5) -> Generator[Slurm]:
+    """Give a Slurm cluster of so many nodes and remove it; `kill_wait`: seconds between its SIGTERM and SIGKILL."""
     with Hosts(nodes + 1) as hosts:
-        cluster = Slurm(desk, hosts, desk.temporary / "slurm")
+        cluster = Slurm(desk, hosts, desk.temporary / "slurm", kill_wait)
         try:
             cluster.start()
             yield cluster

@@ -23,7 +23,7 @@ SCRIPT = str(REPOSITORY / "launchers" / "slurm_ray.sbatch")
 @pytest.fixture(scope="module")
 def nodes(tmp_path_factory: pytest.TempPathFactory) -> Generator[cluster.Slurm]:
     desk = Desk(tmp_path_factory.mktemp("slurm-ray"))
-    with cluster.slurm(desk, 2) as two:
+    with cluster.slurm(desk, 2, kill_wait=30) as two:
         yield two
     assert desk.left() == {}
 

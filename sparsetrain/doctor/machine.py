@@ -22,10 +22,10 @@ COMPILERS = ("c++", "g++", "clang++")
 def examine(env: Mapping[str, str]) -> dict[str, str]:
     """Return facts by name: versions, processors, memory, disk, network, W&B mode, compiler, kernels."""
     return {
-        "sparsetrain": _version("sparsetrain"),
+        "sparsetrain": version("sparsetrain"),
         "python": f"{platform.python_version()} on {platform.system()} {platform.machine()}",
-        **{name: _version(name) for name in PACKAGES},
-        "cores": f"{_cores()} usable of {os.cpu_count()}",
+        **{name: version(name) for name in PACKAGES},
+        "cores": f"{cores()} usable of {os.cpu_count()}",
         "memory": _memory(),
         "free disk here": f"{shutil.disk_usage(pathlib.Path.cwd()).free / 2**30:.1f} GiB",
         "cuda": _cuda(),
@@ -36,14 +36,16 @@ def examine(env: Mapping[str, str]) -> dict[str, str]:
     }
 
 
-def _version(package: str) -> str:
+def version(package: str) -> str:
+    """Return the version of an installed package."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return "not installed"
 
 
-def _cores() -> int:
+def cores() -> int:
+    """Return how many cores this process may use."""
     return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
