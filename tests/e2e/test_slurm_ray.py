@@ -97,6 +97,7 @@ def test_a_node_without_ray_is_named(nodes: cluster.Slurm) -> None:
     nothing_left(nodes)
 
 
+@pytest.mark.timeout(400)  # three starts, one after another
 def test_a_job_whose_time_is_over_saves_queues_again_and_goes_on_bit_for_bit(nodes: cluster.Slurm) -> None:
     settings = ("train.steps=24", "model.name=slowly:Slow")
     job = submit(nodes, "again", *settings)

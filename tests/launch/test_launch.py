@@ -26,6 +26,7 @@ from sparsetrain.config.errors import JobError
 from sparsetrain.config.load import load_job, parse
 from sparsetrain.launch import slurm_job
 from sparsetrain.launch.launch import plan_of
+from sparsetrain.launch.launchers.mpi import ROOT
 from sparsetrain.launch.launchers.slurm import Slurm, script
 from sparsetrain.launch.plan import LaunchPlan, page
 
@@ -112,17 +113,44 @@ def test_torchrun_on_one_machine_and_on_several(programs: pathlib.Path) -> None:
 
 @pytest.mark.parametrize(
     ("flavour", "local", "options", "line"),
-    [("MPICH", [], "-f", "localhost:2"), ("Open MPI", ["--oversubscribe"], "--hostfile", "localhost slots=2")],
+    [
+        ("MPICH", [], ["-f"], "localhost:2"),
+        (
+            "Open MPI",
+            ["--bind-to", "none", "--oversubscribe"],
+            ["--bind-to", "none", "--hostfile"],
+            "localhost slots=2",
+        ),
+    ],
 )
-def test_both_mpis(programs: pathlib.Path, flavour: str, local: list[str], options: str, line: str) -> None:
+def test_both_mpis(
+    programs: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+    flavour: str,
+    local: list[str],
+    options: list[str],
+    line: str,
+) -> None:
+    for name in ROOT:
+        monkeypatch.setenv(name, "1")
+    monkeypatch.setenv("WANDB_API_KEY", "hidden")
     program(programs, "mpiexec", f"echo '{FLAVOURS[flavour]}'")
     path = str(pathlib.Path("runs/one/launch/job.yaml").absolute())
     worker = [sys.executable, "-m", "sparsetrain.worker", path]
     assert list(plan("mpi").command) == [str(programs / "mpiexec"), *local, "-n", "4", *worker]
     hosts = plan({"name": "mpi", "hosts": ["localhost", "127.0.0.1"]})
     (file,) = hosts.files
-    assert hosts.command[1:3] == (options, file.path) and file.text.splitlines()[0] == line
+    assert list(hosts.command[1 : 2 + len(options)]) == [*options, file.path] and file.text.splitlines()[0] == line
     assert file.path in page(hosts) and line in page(hosts)
+    assert ("-x WANDB_API_KEY " in page(hosts)) == (flavour == "Open MPI") and "hidden" not in page(hosts)
+
+
+def test_open_mpi_and_root(programs: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program(programs, "mpiexec", f"echo '{FLAVOURS['Open MPI']}'")
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    monkeypatch.delenv(ROOT[0], raising=False)
+    with pytest.raises(JobError, match=f"Open MPI does not run as root; .* {ROOT[0]}=1"):
+        plan("mpi")
 
 
 @pytest.mark.skipif(bool(mpi_ranks.missing()), reason=mpi_ranks.missing())
@@ -160,12 +188,29 @@ def test_a_batch_script(programs: pathlib.Path) -> None:
     assert "--no-requeue" in never.text and "--signal" not in never.text
 
 
-def test_the_script_to_copy_is_what_the_launcher_writes() -> None:
-    text = (REPOSITORY / "launchers/slurm.sbatch").read_text()
+@pytest.mark.parametrize(("name", "module"), [("slurm", ".worker"), ("slurm_ray", " node")])
+def test_the_script_to_copy_is_what_the_launcher_writes(name: str, module: str) -> None:
+    text = (REPOSITORY / f"launchers/{name}.sbatch").read_text()
     comment = "".join(line for line in text.splitlines(keepends=True)[1:] if line.startswith("# "))
     comment = comment[: comment.index("# A virtual environment")]
     lines = Slurm(Slurm.Config(nodes=2)).directives("sparsetrain", "%x-%j.out", 1)
-    assert text == script(lines, 'python -m sparsetrain.worker "${@:-quickstart}"', comment)
+    assert text == script(
+        lines, f'python -m sparsetrain{module} "${{@:-quickstart}}"', comment, ray=name == "slurm_ray"
+    )
+
+
+def test_a_batch_script_for_ray(programs: pathlib.Path) -> None:
+    options = {"name": "slurm", "nodes": 2, "ray": True}
+    tree = {"workers": {"min": 2, "max": 5}, "cpus_per_worker": 2, "gpus_per_worker": 1}
+    (file,) = plan(options, **tree).files
+    lines = [line.removeprefix("#SBATCH ") for line in file.text.splitlines() if line.startswith("#SBATCH")]
+    assert lines[2:5] == ["--ntasks-per-node=1", "--cpus-per-task=6", "--gpus-per-task=3"]
+    assert file.text.splitlines()[-1].endswith(
+        f" -m sparsetrain node {pathlib.Path('runs/one/launch').absolute()}/job.yaml"
+    )
+    assert "export RAY_AUTH_TOKEN" in file.text
+    with pytest.raises(JobError, match=r"^cluster\.transport: mpi needs ranks that srun has started"):
+        plan(options, workers=2, transport="mpi")
 
 
 @pytest.mark.parametrize(

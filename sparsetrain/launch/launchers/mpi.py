@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 import subprocess
+from collections.abc import Mapping
 
 from sparsetrain.config.errors import JobError
 from sparsetrain.launch.launchers.hosts import Host, refuse_unknown
 from sparsetrain.launch.launchers.request import MODULE, Request
 from sparsetrain.launch.plan import File, LaunchPlan, relevant
 
+# Open MPI hands on to other hosts what it is told to, by name: what is behind a name is on no command line.
+HANDED = ("GLOO_", "HF_", "NCCL_", "OMP_", "PYTHONPATH", "SPARSETRAIN_", "WANDB_")
+ROOT = ("OMPI_ALLOW_RUN_AS_ROOT", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM")
 ANSWER_S = 20.0
 
 
@@ -35,14 +40,21 @@ class Mpi:
         program = there.program("mpiexec", 'pip install "sparsetrain[mpi]" brings MPICH\'s')
         refuse_unknown(hosts, "cluster.launcher.hosts")
         open_mpi = flavour(program) == "Open MPI"
-        options, files = [], []
+        if open_mpi and os.geteuid() == 0 and not all(request.env.get(key) == "1" for key in ROOT):
+            raise JobError(
+                f"cluster.launcher: Open MPI does not run as root; where that is meant, in a container say, {ROOT[0]}=1"
+                f" {ROOT[1]}=1 in the environment lets it"
+            )
+        # It would bind each rank to one core, all its threads with it.
+        options, files = ["--bind-to", "none"] if open_mpi else [], []
         if hosts:
             path = f"{request.folder}/hosts"
             line = "{} slots={}\n" if open_mpi else "{}:{}\n"
             files.append(File(path=path, text="".join(line.format(host, each) for host in hosts)))
-            options = ["--hostfile" if open_mpi else "-f", path]
+            options += ["--hostfile" if open_mpi else "-f", path]
+            options += [word for name in _handed(request.env) if open_mpi for word in ("-x", name)]
         elif open_mpi:
-            options = ["--oversubscribe"]
+            options += ["--oversubscribe"]
         return LaunchPlan(
             name=job.name,
             launcher="mpi",
@@ -63,3 +75,8 @@ def flavour(program: str) -> str:
     except (OSError, subprocess.TimeoutExpired) as error:
         raise JobError(f"cluster.launcher: {program} does not answer: {error}") from None
     return "Open MPI" if re.search(r"open.?(mpi|rte)", done.stdout + done.stderr, re.IGNORECASE) else "MPICH"
+
+
+def _handed(env: Mapping[str, str]) -> list[str]:
+    """Return the names of the variables that ranks on other hosts need; launch sets OMP_NUM_THREADS."""
+    return sorted({"OMP_NUM_THREADS", *(name for name in env if name.startswith(HANDED))})
