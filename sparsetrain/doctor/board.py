@@ -3,6 +3,7 @@ group would, since only the way to rank 0 has to be open."""
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import json
 import os
@@ -14,6 +15,8 @@ import torch.distributed as dist
 
 from sparsetrain.worker.environment import Place
 from sparsetrain.worker.main import AGENT_STORE
+
+LEAVE_S = 5.0
 
 
 class Absent(RuntimeError):
@@ -51,19 +54,25 @@ class Board:
     def gather(self, name: str, value: Any, grace: float | None = None) -> dict[int, Any]:
         """Return what each rank says, by rank; the first call waits for `patience` and decides who is present, later
         ones raise Absent when somebody present is silent for `grace` seconds."""
-        self.store.set(f"{name}/{self.place.rank}", json.dumps(value))
+        self._put(f"{name}/{self.place.rank}", value)
         if not self.present:
             return self._meet(name)
         return self._read(name, self.present, self.patience if grace is None else grace, strict=True)
+
+    def close(self) -> None:
+        """Tell rank 0 that this rank reads no more; rank 0, which holds all notes, waits some seconds for the rest."""
+        with contextlib.suppress(Absent):
+            self._put(f"done/{self.place.rank}", True)
+            if self.place.rank == 0:
+                self._read("done", self.present, LEAVE_S, strict=False)
 
     def _meet(self, name: str) -> dict[int, Any]:
         if self.place.rank == 0:
             found = self._read(name, list(range(self.place.size)), self.patience, strict=False)
             self.present = sorted(found)
-            self.store.set("present", json.dumps(self.present))
+            self._put("present", self.present)
             return found
-        self._wait("present", self.patience * 2, "rank 0")
-        self.present = json.loads(self.store.get("present"))
+        self.present = self._get("present", self.patience * 2, "rank 0")
         if self.place.rank not in self.present:
             raise Absent(f"rank {self.place.rank} on {self.place.node} came too late")
         return self._read(name, self.present, self.patience, strict=True)
@@ -73,17 +82,22 @@ class Board:
         deadline = time.monotonic() + patience
         for rank in ranks:
             try:
-                self._wait(f"{name}/{rank}", max(0.05, deadline - time.monotonic()), f"rank {rank}")
+                found[rank] = self._get(f"{name}/{rank}", max(0.05, deadline - time.monotonic()), f"rank {rank}")
             except Absent:
                 if strict:
                     raise
-                continue
-            found[rank] = json.loads(self.store.get(f"{name}/{rank}"))
         return found
 
-    def _wait(self, key: str, seconds: float, whom: str) -> None:
+    def _put(self, key: str, value: Any) -> None:
+        try:
+            self.store.set(key, json.dumps(value))
+        except (RuntimeError, OSError) as error:
+            raise Absent(f"rank 0 has gone ({error})") from error
+
+    def _get(self, key: str, seconds: float, whom: str) -> Any:
         try:
             self.store.wait([key], datetime.timedelta(seconds=seconds))
+            return json.loads(self.store.get(key))
         except (RuntimeError, OSError) as error:
             said = "has come and gone" if self.present else "has not come"
             raise Absent(f"{whom} {said} (waited {seconds:.0f} s for {key})") from error

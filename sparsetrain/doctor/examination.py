@@ -63,6 +63,7 @@ def examine(
     except Absent as error:
         found.silent.append(str(error))
     finally:
+        board.close()
         server.close()
         if marker is not None:
             marker.unlink(missing_ok=True)

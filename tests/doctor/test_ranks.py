@@ -104,9 +104,8 @@ class TestHosts:
             for words in (("down",), ("name", "net7"), ("up",)):
                 command("ip", "-n", hosts.path(2).name, "link", "set", "net7" if words == ("up",) else "eth0", *words)
             ranks = start(desk, hosts, "cluster.interface=eth0", "cluster.start_timeout=60")
-            out, err = ranks[0].communicate(timeout=120)
-            assert ranks[0].returncode == 1, err
-            assert [rank.wait(20) for rank in ranks[1:]] == [0, 0]
+            (out, err), *_ = [rank.communicate(timeout=120) for rank in ranks]
+            assert [rank.returncode for rank in ranks] == [1, 0, 0], err
         own, closed = (line.removeprefix("- ") for line in out[out.index("2 problem(s):") :].splitlines()[1:])
         assert own.startswith("cluster.interface: no network interface 'eth0' on host2; available: lo, net7")
         wanted = f"host2 (rank 2) does not reach host1 (rank 1) at {address(1)}: timed out; the other way is open; open"
@@ -120,8 +119,7 @@ class TestHosts:
         with Hosts(2) as hosts:
             drop_calls(hosts, host=0, source=1)
             ranks = start(desk, hosts, "cluster.start_timeout=20")
-            out, _ = ranks[0].communicate(timeout=120)
-            said = ranks[1].communicate(timeout=120)[1]
+            (out, _), (_, said) = [rank.communicate(timeout=120) for rank in ranks]
         assert ranks[0].returncode == 1 and "- rank 1 has not come in 20 s" in out
         assert ranks[1].returncode == 1 and f"rank 1 on host1 does not reach rank 0 at {address(0)}:29555" in said
         assert desk.left() == {}
