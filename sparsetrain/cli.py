@@ -79,6 +79,26 @@ def resume(name: str, overrides: tuple[str, ...], as_json: bool) -> None:
     sys.exit(resume_run(name, overrides, Options(as_json=as_json)))
 
 
+@cli.command()
+@click.argument("run", metavar="RUN")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document on standard output.")
+def status(run: str, as_json: bool) -> None:
+    """Show how RUN (a name or a run folder) is: state, step, loss, and where it runs."""
+    from sparsetrain.launch.standing import show_standing
+
+    show_standing(run, as_json)
+
+
+@cli.command()
+@click.argument("run", metavar="RUN")
+@click.option("--wait", type=click.FloatRange(0), default=60.0, show_default=True, help="Seconds until it has to end.")
+def cancel(run: str, wait: float) -> None:
+    """End RUN (a name or a run folder) as Ctrl-C would: a Slurm job, or a run on this machine."""
+    from sparsetrain.launch.cancel import cancel_run
+
+    sys.exit(cancel_run(run, wait))
+
+
 @cli.group()
 def config() -> None:
     """Show jobs and what a job file may hold."""

@@ -56,6 +56,19 @@ def held(folder: pathlib.Path) -> Generator[None]:
         yield
 
 
+def holder(folder: pathlib.Path) -> str | None:
+    """Return who owns the run folder now ("process 17 on node1"), None where nobody does."""
+    try:
+        with (folder / "lock").open(encoding="utf-8") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return lock.read(200) or "another process"
+    except OSError:  # there is none, or a file system without locks
+        pass
+    return None
+
+
 def begin(job: Job, folder: pathlib.Path, plan: dict[str, Any]) -> None:
     """Make the folder and write what is known before the start. Raises JobError when it cannot be written."""
     try:

@@ -1,0 +1,111 @@
+"""The verb `status`: how a run stands, from what its folder holds, its lock, and Slurm where it has the job."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+import time
+from typing import Any
+
+from sparsetrain.config.errors import JobError
+from sparsetrain.launch import slurm_job
+from sparsetrain.launch.run import find_folder
+from sparsetrain.track.console import format_row
+from sparsetrain.track.jsonl import read
+from sparsetrain.worker import existing, record
+
+LAUNCH = "launch"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Standing:
+    """`state`: pending (in Slurm's queue), running, lost (it ended without a word), finished, failed, interrupted.
+    `job`: the number of the Slurm job that has not ended; `holder`: the process that trains; `hosts`: of its ranks."""
+
+    name: str
+    folder: str
+    state: str
+    cause: str | None = None
+    steps: int | None = None
+    row: dict[str, Any] | None = None
+    seconds_ago: float | None = None
+    job: str | None = None
+    holder: str | None = None
+    hosts: tuple[str, ...] = ()
+
+    @property
+    def live(self) -> bool:
+        """Return whether the run has not ended."""
+        return self.state in ("pending", "running")
+
+    def line(self) -> str:
+        """Return the standing in a few lines for people."""
+        last = self.row or {}
+        of = f" of {self.steps}" if self.steps else ""
+        lines = [f"{self.name}: {self.state}" + (f" ({self.cause})" if self.cause else "")]
+        if last:
+            lines.append(f"  {format_row(last).strip()}")
+            lines.append(f"  step {int(last['train/step'])}{of}, written {self.seconds_ago or 0:.0f} s ago")
+        if self.job:
+            lines.append(f"  slurm job {self.job}; output {self.folder}/{LAUNCH}/{self.job}.out")
+        if self.live and self.holder:
+            lines.append(f"  {self.holder}" + (f"; ranks on {', '.join(self.hosts)}" if self.hosts else ""))
+        return "\n".join([*lines, f"  {self.folder}"])
+
+
+def show_standing(name: str, as_json: bool) -> None:
+    """Print how a run stands. Raises JobError where there is none of this name."""
+    found = standing(launched(name))
+    tree = {**dataclasses.asdict(found), "row": record.finite(found.row)}
+    print(json.dumps(tree, indent=2) if as_json else found.line())
+
+
+def launched(name: str) -> pathlib.Path:
+    """Return the folder of a run, also of one that waits in a queue. Raises JobError with the near names."""
+    for folder in (pathlib.Path(name), pathlib.Path("runs") / name):
+        if (folder / LAUNCH / "job.yaml").is_file():
+            return folder.absolute()
+    return find_folder(name)
+
+
+def standing(folder: pathlib.Path) -> Standing:
+    """Return how the run in this folder stands."""
+    told, number, holder = existing.status(folder), slurm_job.pending(folder / LAUNCH), record.holder(folder)
+    state = told.get("status", "lost")
+    if holder:
+        state = "running"
+    elif number:
+        state = "pending" if slurm_job.status(number)[0] != "RUNNING" else "running"
+    elif state == "running":
+        state = "lost"
+    metrics = folder / "metrics.jsonl"
+    rows = read(metrics) if metrics.is_file() else []
+    tree = existing.stored_tree(folder) or {}
+    return Standing(
+        name=folder.name,
+        folder=str(folder),
+        state=state,
+        cause=_cause(told, state),
+        steps=tree.get("train", {}).get("steps"),
+        row=rows[-1] if rows else None,
+        seconds_ago=time.time() - metrics.stat().st_mtime if rows else None,
+        job=number or None,
+        holder=holder,
+        hosts=_hosts(folder),
+    )
+
+
+def _cause(told: dict[str, Any], state: str) -> str | None:
+    if state == "lost":
+        return "its processes are gone, or cannot be seen from here" if told else "it was never started"
+    return told.get("cause") if state in ("failed", "interrupted") else None
+
+
+def _hosts(folder: pathlib.Path) -> tuple[str, ...]:
+    """Return the hosts of the ranks, where launch.json tells."""
+    try:
+        placed = json.loads((folder / "launch.json").read_text(encoding="utf-8")).get("placed", [])
+        return tuple(dict.fromkeys(str(rank["host"]) for rank in placed))
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, JobError):
+        return ()
