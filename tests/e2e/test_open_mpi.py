@@ -14,7 +14,7 @@ import subprocess
 import time
 
 import pytest
-from commands import Desk
+from commands import MARK, Desk
 
 from sparsetrain.bench.hosts import Hosts
 
@@ -102,31 +102,35 @@ def test_the_cluster_is_examined(desk: Desk) -> None:
     shutil.rmtree(desk.temporary)
 
 
-# Open MPI's ssh: into a namespace, with a host name of its own. `hosts` has their paths by name.
+# Open MPI's ssh: into a namespace, with a host name of its own, and as with ssh no variable goes along.
 AGENT = """#!/bin/sh
+clean="env -i PATH=$PATH HOME=$HOME USER=$(id -un) MARK=$MARK"
+[ "${FIRST:-no}" = yes ] && clean="env FIRST=no"
 while [ "${1#-}" != "$1" ]; do shift; done
 name=$1; shift
-exec nsenter --net="$(sed -n "s/^$name //p" FOLDER/networks)" unshare --uts --mount sh -c \
+exec $clean nsenter --net="$(sed -n "s/^$name //p" FOLDER/networks)" unshare --uts --mount sh -c \
   'hostname "$1" && mount --bind FOLDER/hosts /etc/hosts && cd FOLDER && shift && exec sh -c "$*"' sh "$name" "$@"
 """
 
 
 @pytest.mark.netns
 @pytest.mark.skipif(bool(Hosts.missing()), reason=str(Hosts.missing()))
-def test_two_hosts(desk: Desk) -> None:
+@pytest.mark.parametrize("transport", ["torch", "mpi"])
+def test_two_hosts(desk: Desk, transport: str) -> None:
     folder, agent = desk.folder, desk.folder / "agent"
-    agent.write_text(AGENT.replace("FOLDER", str(folder)))
+    agent.write_text(AGENT.replace("FOLDER", str(folder)).replace("MARK", MARK))
     agent.chmod(0o755)
     with Hosts(2) as hosts:
         addresses = [f"{hosts.address(host)} host{host}" for host in range(2)]
         (folder / "hosts").write_text("\n".join(["127.0.0.1 localhost", *addresses, ""]))
         (folder / "networks").write_text("".join(f"host{host} {hosts.path(host)}\n" for host in range(2)))
-        env = {**environment(desk), "PRTE_MCA_plm_ssh_agent": str(agent), "SPARSETRAIN_NOTE": "handed on"}
-        job = ("job.yaml", "name=two", "cluster.launcher.hosts=[host0,host1]", "--on", "mpi")
-        here = [str(agent), "host0", f"{FOLDER}/python", "-m", "sparsetrain", "launch", *job]
+        env = {**environment(desk), "PRTE_MCA_plm_ssh_agent": str(agent), "FIRST": "yes"}
+        job = ("job.yaml", "name=two", "cluster.launcher.hosts=[host0,host1]", f"cluster.transport={transport}")
+        here = [str(agent), "host0", f"{FOLDER}/python", "-m", "sparsetrain", "launch", *job, "--on", "mpi"]
         process = subprocess.run(here, cwd=folder, env=env, capture_output=True, text=True, timeout=150, check=False)
     assert process.returncode == 0, process.stdout + process.stderr
-    assert "rank 0 of 2 on host0: gloo over eth0" in process.stdout, process.stdout
+    over = "MPI" if transport == "mpi" else "gloo over eth0"
+    assert f"rank 0 of 2 on host0: {over}" in process.stdout, process.stdout
     assert len(desk.losses("two")) == 4
     assert desk.left() == {}
     shutil.rmtree(desk.temporary)

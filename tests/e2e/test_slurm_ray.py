@@ -127,3 +127,25 @@ def test_a_job_whose_time_is_over_saves_queues_again_and_goes_on_bit_for_bit(nod
     assert ended(nodes, "straight", straight, 100) == "COMPLETED"
     digests = [told(nodes, name)["result"]["weights_digest"] for name in ("again", "straight")]  # type: ignore[index]
     assert digests[0] == digests[1]
+
+
+def test_doctor_sees_all_nodes(nodes: cluster.Slurm) -> None:
+    srun = ("srun", "--nodes=2", "--ntasks-per-node=1", "--time=5", "python", "-m", "sparsetrain.doctor", "job.yaml")
+    code, said = nodes.call(*srun, seconds=120)
+    assert code == 0, said
+    assert "2 of 2 rank(s) by slurm" in said and "node1/0" in said and "no problem found" in said, said
+
+
+def test_status_and_cancel_know_the_job(nodes: cluster.Slurm) -> None:
+    job = ("job.yaml", "name=ended", "model.name=slowly:Slow", "train.steps=1000", "cluster.strategy=SPREAD")
+    slurm = ("cluster.launcher.nodes=2", "cluster.launcher.ray=true")
+    code, said = nodes.call("sparsetrain", "launch", *job, *slurm, "--on", "slurm", seconds=60)
+    assert code == 0, said
+    metrics = nodes.desk.folder / "runs/ended/metrics.jsonl"
+    cluster.wait(lambda: metrics.exists() and bool(metrics.read_text()), 90, lambda: "no row")
+    code, said = nodes.call("sparsetrain", "status", "ended", seconds=60)
+    assert said.startswith("ended: running") and "slurm job " in said and "ranks on node1, node2" in said, said
+    code, said = nodes.call("sparsetrain", "cancel", "ended", seconds=90)
+    assert code == 0 and "has ended; `sparsetrain resume" in said, said
+    assert told(nodes, "ended")["status"] == "interrupted"
+    nothing_left(nodes)
