@@ -62,10 +62,9 @@ def launch(source: str, overrides: tuple[str, ...], on: str | None, dry_run: boo
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 def node(source: str, overrides: tuple[str, ...]) -> None:
     """Train JOB by Ray on the nodes of a Slurm allocation: srun starts this once on each of them."""
-    from sparsetrain.config.load import load_job
-    from sparsetrain.launch.node import node_job
+    from sparsetrain.launch.node import node_verb
 
-    sys.exit(node_job(load_job(source, overrides)))
+    sys.exit(node_verb(source, overrides))
 
 
 @cli.command()

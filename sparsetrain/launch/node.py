@@ -13,7 +13,9 @@ import time
 from collections.abc import Generator
 from typing import TextIO
 
+from sparsetrain.config.errors import JobError
 from sparsetrain.config.job import Job
+from sparsetrain.config.load import load_job, parse, to_tree
 from sparsetrain.launch.allocation import Allocation, from_slurm, places
 from sparsetrain.launch.plan import ray_plan
 from sparsetrain.launch.ray_daemons import (
@@ -31,10 +33,28 @@ from sparsetrain.launch.show import progress
 from sparsetrain.launch.signals import Stop, Stopped, listening
 from sparsetrain.launch.supervisor import Progress
 from sparsetrain.worker.notice import Notice
-from sparsetrain.worker.rank import AGAIN, TAKEN, requeued
+from sparsetrain.worker.rank import AGAIN, FIRST_WORD, TAKEN, requeued
 
+WRONG = 2
 LOOK = 3.0  # seconds of one look at whether the head is still there
 GONE = 2  # times in a row that nobody listens there: it has ended
+
+
+def node_verb(source: str, overrides: tuple[str, ...]) -> int:
+    """Load the job, be the agent of this node, and return the exit code; this process has to end then.
+
+    Raises JobError for a user's mistake; one in the job is said by the first node alone.
+    """
+    try:
+        job = load_job(source, overrides)
+    except JobError:
+        if os.environ.get("SLURM_NODEID", "0") == "0":
+            raise
+        time.sleep(FIRST_WORD)
+        return WRONG
+    # Once the agent is done, Slurm's SIGTERM must not give its task another exit code, which would count for the job.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    return node_job(job)
 
 
 def node_job(job: Job) -> int:
@@ -46,14 +66,13 @@ def node_job(job: Job) -> int:
     notice = Notice()
     with contextlib.ExitStack() as stack:
         stack.callback(signal.signal, signal.SIGUSR1, signal.signal(signal.SIGUSR1, notice.receive))
+        stop = stack.enter_context(listening())
         allocation = from_slurm(os.environ)
         os.environ.update(protected(os.environ))
         own = allocation.own_address(job.cluster.interface)
         head = f"{own if allocation.first else allocation.meeting_address()}:{allocation.port}"
-        inside = dataclasses.replace(job, cluster=dataclasses.replace(job.cluster, address=head))
-        ray_plan(inside)  # refuses what Ray cannot do
+        inside = _on_ray(job, head)
         daemons = _daemons(inside, allocation, own, head)
-        stop = stack.enter_context(listening())
         try:
             if allocation.first:
                 return _lead(inside, allocation, daemons, stop, notice)
@@ -64,6 +83,16 @@ def node_job(job: Job) -> int:
         except Stopped:
             # srun passes on the largest code of all tasks: one that is ended after another's failure says no more.
             return FAILED
+
+
+def _on_ray(job: Job, head: str) -> Job:
+    """Return the job for the cluster whose head is at `head`; it has been launched, whoever it names for that. Raises
+    JobError for what Ray cannot do."""
+    tree = to_tree(job)
+    del tree["cluster"]["launcher"]
+    inside = parse({**tree, "cluster": {**tree["cluster"], "address": head}})
+    ray_plan(inside)
+    return inside
 
 
 def _daemons(job: Job, allocation: Allocation, own: str, head: str) -> Daemons:

@@ -86,6 +86,13 @@ def test_scancel_leaves_nothing(nodes: cluster.Slurm) -> None:
     assert told(nodes, "cancelled")["status"] == "interrupted", output.read_text()
 
 
+def test_a_mistake_in_the_job_is_one_line(nodes: cluster.Slurm) -> None:
+    job = submit(nodes, "wrong", "train.stepz=3")
+    assert ended(nodes, "wrong", job, 60) == "FAILED"
+    said = (nodes.desk.folder / "wrong.out").read_text()
+    assert said.count("train.stepz: unknown") == 1 and "did you mean 'steps'" in said
+
+
 def test_a_node_without_ray_is_named(nodes: cluster.Slurm) -> None:
     # Its agent never starts: what a node whose disk or network hangs looks like.
     lame = 'if [ "$SLURM_NODEID" = 1 ]; then sleep 60; else exec python -m sparsetrain node "$@"; fi'
