@@ -117,7 +117,8 @@ def connected(address: str) -> Generator[None]:
         yield
     finally:
         with undisturbed():
-            bounded(ray.shutdown)
+            if not bounded(ray.shutdown):
+                atexit.unregister(ray.shutdown)  # it would wait once more when the interpreter ends
 
 
 def quiet() -> None:

@@ -169,6 +169,7 @@ class Supervisor:
         for member in calls.values():
             if not any(failure.rank == member.rank for failure in outcome.failures):
                 outcome.failures.append(member.failure("does not answer (stopped, or its host hangs)"))
+        self.progress.check()  # who was told to end, and whose cluster ends as well, does not wait for its answers
         if not any(failure.rank == 0 and failure.kind == "died" for failure in outcome.failures):
             self._show(ANSWER)
         return outcome
@@ -213,6 +214,7 @@ class Supervisor:
 
     def _heal(self, outcome: Outcome) -> None:
         """Prepare the next group, or raise what ends the run."""
+        self.progress.check()
         self.training = False
         failures = outcome.failures
         if not failures and outcome.lost:
