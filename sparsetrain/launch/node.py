@@ -125,7 +125,10 @@ def _lead(job: Job, allocation: Allocation, daemons: Daemons, stop: Stop, notice
         code = run_job(job, shown=_noticing(notice))
     if code == AGAIN and requeued(os.environ["SLURM_JOB_ID"], say):
         # Slurm ends all tasks now. A job that ended by itself meanwhile would count as failed, not as queued.
-        time.sleep(TAKEN)
+        until = time.monotonic() + TAKEN
+        while time.monotonic() < until:
+            stop.check()
+            time.sleep(POLL)
     return code
 
 
