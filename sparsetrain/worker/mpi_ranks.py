@@ -52,16 +52,16 @@ def meet(transport: Transport, wanted: str | None, found: Mapping[str, str]) -> 
     offered = json.dumps([*inside, *outside] if len(hosts) == 1 else outside)
     tried = json.loads(transport.gather_bytes(offered.encode())[0])
     for address in tried:
-        listener = socket.create_server((address, 0)) if transport.rank == 0 else None
-        said = str(listener.getsockname()[1] if listener else 0).encode()
-        port = int(transport.gather_bytes(said)[0])
-        reached = transport.rank == 0 or _reaches(address, port)
-        if set(transport.gather_bytes(b"y" if reached else b"n")) == {b"y"}:
-            if listener:
-                _forget_callers(listener, transport.size - 1)
-            return address, port, listener
-        if listener:
-            listener.close()
+        with contextlib.ExitStack() as held:
+            listener = held.enter_context(socket.create_server((address, 0))) if transport.rank == 0 else None
+            said = str(listener.getsockname()[1] if listener else 0).encode()
+            port = int(transport.gather_bytes(said)[0])
+            reached = transport.rank == 0 or _reaches(address, port)
+            if set(transport.gather_bytes(b"y" if reached else b"n")) == {b"y"}:
+                if listener:
+                    _forget_callers(listener, transport.size - 1)
+                held.pop_all()
+                return address, port, listener
     raise JobError(
         f"cluster.interface: no address of rank 0 is reached by all ranks; tried {', '.join(tried) or 'none'}"
         f" on {len(hosts)} host(s)"

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 SCRIPT = """
-import pathlib
+import pathlib, time
 from sparsetrain import torch_world
 import torch
 import torch.distributed as dist
@@ -23,6 +23,9 @@ torch.optim.SGD([weight], lr=0.1).step()  # imports torch._dynamo and half of to
 torch_world().transport.barrier()
 before = threads()
 dist.destroy_process_group()
+ends = time.monotonic() + 5  # one that has been told to end may still be on its way
+while threads() and time.monotonic() < ends:
+    time.sleep(0.01)
 print(before, threads())
 """
 

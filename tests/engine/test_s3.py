@@ -68,7 +68,7 @@ def steps(store) -> list[int]:
     return [int(name.removeprefix("step_")) for name in store.complete()]
 
 
-@pytest.mark.parametrize("ranks", [(2, 1), (1, 2), (2, 2)])
+@pytest.mark.parametrize("ranks", [(2, 1), *(pytest.param(r, marks=pytest.mark.slow) for r in ((1, 2), (2, 2)))])
 def test_a_run_goes_on_from_s3_also_with_other_ranks(tmp_path, s3, ranks):
     options = (*EVERY, f"name=ranks{ranks[0]}{ranks[1]}", "cluster.workers={min: 1, max: 2}")
     options = (*options, "train.steps=9")

@@ -1,5 +1,4 @@
 import functools
-import itertools
 import json
 import pathlib
 
@@ -41,7 +40,12 @@ def state_of(folder: pathlib.Path) -> dict[str, torch.Tensor]:
 
 @pytest.mark.timeout(180)
 @pytest.mark.parametrize(
-    ("overrides", "stop"), [*itertools.product([EVERY_STEP, LOCAL], [2, 4, 6]), (LOWRANK, 4)], ids=str
+    ("overrides", "stop"),
+    [
+        *((form, 4) for form in (EVERY_STEP, LOCAL, LOWRANK)),
+        *(pytest.param(form, stop, marks=pytest.mark.slow) for form in (EVERY_STEP, LOCAL) for stop in (2, 6)),
+    ],
+    ids=str,
 )
 def test_straight_is_killed_and_resumed_bit_for_bit(tmp_path, overrides, stop):
     """Masks change after steps 4 and 8: the stops lie before, at, and after an update."""
