@@ -17,13 +17,15 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from sparsetrain.config.errors import JobError
 from sparsetrain.config.job import Job
 from sparsetrain.engine import deepspeed_config
 from sparsetrain.engine.checkpoint import CheckpointError, Tensors, fitting
 from sparsetrain.engine.deepspeed_stand_in import load, stand_in
 from sparsetrain.engine.engine import Engine, Parts
+from sparsetrain.engine.optimizer_fields import fields_of
 from sparsetrain.engine.rehearsal import rehearse
-from sparsetrain.engine.sharding import refusal
+from sparsetrain.engine.sharding import refusal, refuse_types
 from sparsetrain.masks.maskset import MaskSet
 from sparsetrain.masks.transition import moved
 
@@ -35,12 +37,12 @@ class DeepSpeed(Engine):
 
     @dataclasses.dataclass(frozen=True, kw_only=True)
     class Config:
-        """`stage`: of ZeRO; 0 sends least, since from 1 on dense weights are gathered in every step. `config`: a
-        DeepSpeed JSON with further settings. `saves`: when DeepSpeed's own checkpoint is written beside ours, into
-        `deepspeed/` of the run folder, for its tools to read; runs resume from ours."""
+        """`stage`: of ZeRO; 0 sends least, since from 1 on dense weights are gathered in every step. `config`: further
+        settings, as in a DeepSpeed JSON, or the path of one. `saves`: when DeepSpeed's own checkpoint is written beside
+        ours, into `deepspeed/` of the run folder, for its tools to read; runs resume from ours."""
 
         stage: Literal[0, 1, 2, 3] = 0
-        config: str | None = None
+        config: deepspeed_config.Settings = dataclasses.field(default_factory=dict)
         saves: Literal["never", "end", "always"] = "never"
 
     def __init__(self, config: Config, parts: Parts, rehearses: bool = False) -> None:
@@ -52,12 +54,15 @@ class DeepSpeed(Engine):
         self.shards = self.stage > 0 or self.dtype == torch.bfloat16
         self.gathers = self.stage == 3
         elements = sum(parameter.numel() for parameter in self.parameters.values())
-        given = deepspeed_config.read(config.config) if config.config else {}
-        settings = deepspeed_config.merged(job, self.stage, given, world.size, elements)
+        settings = deepspeed_config.merged(job, self.stage, config.config, world.size, elements)
+        if rehearses:
+            settings["gradient_clipping"] = 0.0
+        else:
+            refuse_types(self.parameters, "deepspeed")
         self.shapes = {name: parameter.shape for name, parameter in self.parameters.items()}
         library = load(world)
         if not rehearses:
-            version = f"deepspeed {library.__version__}"
+            version = f"deepspeed {library.__version__}" + (" with this engine.config" if config.config else "")
             rehearse(lambda small: DeepSpeed(config, small, rehearses=True), parts, version)
         self.choke = stand_in(library, world)
         self.engine = library.initialize(model=Loss(self.model), optimizer=self.optimizer, config=settings)[0]
@@ -67,6 +72,10 @@ class DeepSpeed(Engine):
     def refuses(cls, job: Job) -> str:
         """See Engine."""
         stage = job.engine.config.stage
+        try:
+            deepspeed_config.merged(job, stage, job.engine.config.config, job.cluster.workers.max, 1)
+        except JobError as error:
+            return str(error)
         return refusal(job, stage > 0 or job.train.precision == "bf16", stage == 3)
 
     def begin(self) -> None:
@@ -146,7 +155,8 @@ class DeepSpeed(Engine):
             super().load_state(tensors, whole)
             return
         own, owners = self._shard(), self._owners()
-        for key in own:
+        wanted = {f"{field}/{place}" for place in owners for field in (fields_of(self.optimizer) if whole else ())}
+        for key in sorted(wanted | set(own)):
             if key not in tensors:
                 raise CheckpointError(f"optimizer state {key} is missing")
         for key, tensor in tensors.items():
@@ -162,10 +172,15 @@ class DeepSpeed(Engine):
             else:
                 self.optimizer.state[owners[place]][field] = fits  # some state begins with the first step
 
-    def saved(self, folder: pathlib.Path, step: int, last: bool) -> None:
+    def saved(self, folder: pathlib.Path, step: int, last: bool) -> str:
         """See Engine."""
-        if self.config.saves == "always" or (self.config.saves == "end" and last):
+        if self.config.saves == "never" or (self.config.saves == "end" and not last):
+            return ""
+        try:
             self.engine.save_checkpoint(str(folder / "deepspeed"), tag=f"step_{step:08d}")
+        except (OSError, RuntimeError) as error:  # torch raises the latter for a full disk
+            return f"DeepSpeed's own checkpoint of step {step} is not written: {error}"
+        return ""
 
     def close(self) -> None:
         """See Engine."""

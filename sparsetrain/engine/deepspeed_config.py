@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import pathlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator
 
 from sparsetrain.config.errors import JobError
 from sparsetrain.config.job import Job
@@ -72,20 +74,25 @@ REFUSED_ZERO = {
 }
 
 
-def read(path: str) -> dict[str, Any]:
-    """Return the content of a DeepSpeed JSON. Raises JobError."""
+def settings(value: Any) -> Any:
+    """Return the content of a DeepSpeed JSON where its path is given, else what is given: a job holds the content, so
+    that a run goes on with what it began with. Raises ValueError."""
+    if not isinstance(value, str):
+        return value
     try:
-        file = pathlib.Path(path)
+        file = pathlib.Path(value)
+        if not file.is_file():
+            raise ValueError("is no file")
         if file.stat().st_size > LARGEST:
-            raise JobError(f"{PATH}: {path} is larger than {LARGEST} bytes")
-        found = json.loads(file.read_text(encoding="utf-8"))
+            raise ValueError(f"is larger than {LARGEST} bytes")
+        return json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
-        raise JobError(f"{PATH}: {path}: {error.strerror or error}") from error
-    except (ValueError, RecursionError) as error:
-        raise JobError(f"{PATH}: {path} is no JSON: {error}") from error
-    if not isinstance(found, dict):
-        raise JobError(f"{PATH}: {path} holds no mapping")
-    return found
+        raise ValueError(error.strerror or str(error)) from error
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ValueError(f"is no JSON: {error}") from error
+
+
+Settings = Annotated[dict[str, Any], BeforeValidator(settings)]
 
 
 def merged(job: Job, stage: int, given: Mapping[str, Any], ranks: int, elements: int) -> dict[str, Any]:

@@ -112,10 +112,10 @@ class Engine(abc.ABC):
         """Put back what `state` returned; `whole`: at least one step had been taken. Raises CheckpointError."""
         load_optimizer(self.optimizer, dict(self.parameters), tensors, whole)
 
-    def saved(self, folder: pathlib.Path, step: int, last: bool) -> None:
-        """Write into the run folder what other tools want to read beside the checkpoint of a step; `last`: of the run.
-        Collective."""
-        return
+    def saved(self, folder: pathlib.Path, step: int, last: bool) -> str:
+        """Write into the run folder what other tools want to read beside the checkpoint of a step, and return what
+        went wrong, if anything; `last`: of the run. Collective."""
+        return ""
 
     def close(self) -> None:
         """Let go of what is held beside Python's memory. No step comes after it."""

@@ -21,8 +21,9 @@ from sparsetrain.config.job import Job
 from sparsetrain.engine.checkpoint import CheckpointError, Tensors, fitting
 from sparsetrain.engine.engine import Answer, Engine, Parts
 from sparsetrain.engine.fsdp_comm import Gather, Keep
+from sparsetrain.engine.optimizer_fields import fields_of
 from sparsetrain.engine.rehearsal import rehearse
-from sparsetrain.engine.sharding import refusal
+from sparsetrain.engine.sharding import refusal, refuse_types
 from sparsetrain.masks.maskset import MaskSet
 from sparsetrain.masks.transition import moved
 
@@ -43,6 +44,7 @@ class FSDP(Engine):
         self.transport, self.clip = world.transport, job.train.clip
         if world.size < 2:
             raise JobError("cluster.workers: 1 with engine fsdp, which spreads over ranks; allowed: 2 or more")
+        refuse_types(dict(self.model.named_parameters()), "fsdp")
         if not rehearses:
             rehearse(lambda small: FSDP(config, small, rehearses=True), parts, f"torch {torch.__version__}'s FSDP2")
         self.dtype = torch.bfloat16 if job.train.precision == "bf16" else torch.float32
@@ -169,8 +171,9 @@ class FSDP(Engine):
             rows = self.rows[name]
             like = rows.detach() if tensor.ndim else torch.zeros((), dtype=torch.float32)
             self.optimizer.state[rows][field] = fitting(f"optimizer state {key}", tensor, like)
-        if whole and tensors and any(rows not in self.optimizer.state for rows in map(self.rows.get, self.parameters)):
-            raise CheckpointError("optimizer state of some parameters is missing")
+        for name in self.parameters if whole else ():
+            for field in sorted(fields_of(self.optimizer) - set(self.optimizer.state.get(self.rows[name], {}))):
+                raise CheckpointError(f"optimizer state {field}/{name} is missing")
 
     def _shard(self, world: World) -> list[Keep]:
         """Give the model to FSDP2, and return what keeps the gradients of each part that is gathered for itself."""
@@ -185,7 +188,7 @@ class FSDP(Engine):
         order = [*reversed(units), self.root]  # those inside first
         parts, taken = [], set()
         for unit in order:
-            parts.append([names[id(p)] for p in unit.parameters() if id(p) not in taken])
+            parts.append([names[id(p)] for p in unit.parameters() if id(p) not in taken and p.requires_grad])
             taken |= {id(p) for p in unit.parameters()}
         keeps = [Keep(world, part, self.shapes) for part in parts]
         for unit, keep in zip(order, keeps, strict=True):

@@ -25,6 +25,7 @@ from sparsetrain.masks.saved import check_inactive
 SCORES = "scores/"
 RANDOM = "random/"
 SHARED = ("dormant", "explored", "method", "rewind")  # what the masks' group holds beside the masks
+BROKEN = (LookupError, TypeError, ValueError, RuntimeError, ArithmeticError)  # what a damaged state may lead to
 STANDING = "standing/"  # among a rank's own weights: step, samples and position between two exchanges
 
 
@@ -130,20 +131,49 @@ def capture(state: RunState, digest: bool = True) -> Pieces:
 
 
 def restore(state: RunState, source: Source) -> None:
-    """Continue from `source`, also on another number of ranks. Raises CheckpointError when it does not fit."""
+    """Continue from `source`, also on another number of ranks. Raises CheckpointError when it does not fit, and where
+    weights are spread over the ranks one without text when it does not fit another rank. Collective there."""
+    problem: CheckpointError | None = None
+    found: tuple[About, Tensors] | None = None
     try:
-        _restore(state, source)
-    except CheckpointError:
-        raise
-    except (LookupError, TypeError, ValueError, RuntimeError, ArithmeticError) as error:
-        raise CheckpointError(f"{source.name}: {type(error).__name__}: {error}") from error
+        found = source.about(), source.read("model")
+        if not state.engine.gathers:
+            checkpoint.load_model(state.engine.tensors(), found[1], source.name)
+        _restore(state, source, found[0])
+    except (CheckpointError, *BROKEN) as error:
+        problem = _told(error, source)
+    # A rank that goes on alone would wait for the others where weights are put together.
+    if state.engine.gathers and any(state.world.transport.gather_bytes(b"x" if problem else b"")):
+        raise problem or CheckpointError("")
+    if problem is not None:
+        raise problem
+    assert found is not None
+    about, weights = found
+    try:
+        if state.engine.gathers:
+            with state.engine.whole(change=True):
+                checkpoint.load_model(state.engine.tensors(), weights, source.name)
+        if state.weights_digest() != about.weights_digest:
+            raise CheckpointError(f"{source.name}: weights do not have the digest that state.json names")
+        if state.masks is not None:
+            with state.engine.whole():
+                check_inactive(state.masks.masks, state.parameters)
+    except BROKEN as error:
+        raise _told(error, source) from error
 
 
-def _restore(state: RunState, source: Source) -> None:
+def _told(error: Exception, source: Source) -> CheckpointError:
+    """Return an error of whatever a damaged state leads to as one of the checkpoint."""
+    if isinstance(error, CheckpointError):
+        return error
+    told = CheckpointError(f"{source.name}: {type(error).__name__}: {error}")
+    told.__cause__ = error
+    return told
+
+
+def _restore(state: RunState, source: Source, about: About) -> None:
+    """Restore what a rank holds for itself."""
     state.forget()  # what a checkpoint that turned out unreadable has left
-    about = source.about()
-    with state.engine.whole(change=True):
-        checkpoint.load_model(state.engine.tensors(), source.read("model"), source.name)
     if state.masks is not None:
         packed = source.read("masks")
         parts = {part: _under(packed, f"{part}/") for part in SHARED}
@@ -173,11 +203,6 @@ def _restore(state: RunState, source: Source) -> None:
     state.wall_s = about.wall_s
     state.dense_steps = about.dense_steps
     state.world.transport.meter.sent.update(about.sent_bytes)
-    if state.weights_digest() != about.weights_digest:
-        raise CheckpointError(f"{source.name}: weights do not have the digest that state.json names")
-    if state.masks is not None:
-        with state.engine.whole():
-            check_inactive(state.masks.masks, state.parameters)
 
 
 def go_local(state: RunState, pieces: Pieces) -> None:

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+
 from sparsetrain import registry
+from sparsetrain.config.errors import JobError
 from sparsetrain.config.job import Job
 from sparsetrain.masks.methods.base import MaskMethod
 
@@ -27,6 +33,16 @@ def refusal(job: Job, shards: bool, gathers: bool) -> str:
     if gathers and job.masks.regulariser is not None:
         return "masks.regulariser: looks at whole weights in every step, which no rank has here; allowed: null"
     return ""
+
+
+def refuse_types(parameters: Mapping[str, nn.Parameter], engine: str) -> None:
+    """Raise JobError where not all weights are fp32: flat buffers have one type."""
+    for name, parameter in parameters.items():
+        if parameter.dtype != torch.float32:
+            kind = str(parameter.dtype).removeprefix("torch.")
+            raise JobError(
+                f"model: {name} is {kind} with engine {engine}, whose weights are of one type; allowed: float32"
+            )
 
 
 def _unfit(name: str, shards: bool, gathers: bool) -> str:

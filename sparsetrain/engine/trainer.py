@@ -229,7 +229,8 @@ class Trainer:
         if (done or due) and not self.spiked:
             with self.window.span("checkpoint"):
                 self.saver.save(capture(state, digest=False), state.step, loss)
-                state.engine.saved(self.folder, state.step, done)
+                if said := state.engine.saved(self.folder, state.step, done):
+                    self.log(said)
         self.recorded = state.step
 
     def save(self) -> bool:

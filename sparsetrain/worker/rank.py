@@ -123,8 +123,8 @@ def _main(notice: Notice) -> None:
         code = 2
     sys.stdout.flush()
     sys.stderr.flush()
-    if code:
-        os._exit(code)  # threads of a broken process group would abort or hold an ordinary exit
+    # Threads of a process group, broken or not, would now and then abort an ordinary exit, or hold it.
+    os._exit(code)
 
 
 def _stopped(number: int, frame: object) -> None:

@@ -16,6 +16,7 @@ from small import job, run_and_die
 from sparsetrain.collective.world import World
 from sparsetrain.config.errors import JobError
 from sparsetrain.config.job import Job
+from sparsetrain.config.load import parse, to_tree
 from sparsetrain.data.sampler import Sampler
 from sparsetrain.engine import deepspeed_config
 from sparsetrain.engine.deepspeed import Loss
@@ -284,11 +285,53 @@ def test_a_json_that_says_something_else_is_refused(given, says):
 
 @pytest.mark.parametrize(
     ("text", "says"),
-    [("{", "is no JSON"), ("[]", "holds no mapping"), ("[" * 100_000, "is no JSON"), (None, "No such")],
+    [
+        ("{", "engine.config: is no JSON"),
+        ("[]", "engine.config: must be a valid dictionary"),
+        ("[" * 100_000, "engine.config: is no JSON"),
+        (None, "engine.config: is no file"),
+        ('{"gradient_cliping": 1}', "engine.config: gradient_cliping is no key that DeepSpeed reads"),
+    ],
 )
-def test_what_is_no_json_is_refused(tmp_path, text, says):
+def test_what_is_no_json_is_refused_with_the_job(tmp_path, text, says):
     path = tmp_path / "ds.json"
     if text is not None:
         path.write_text(text)
-    with pytest.raises(JobError, match=says):
-        deepspeed_config.read(str(path))
+    with pytest.raises(JobError) as error:
+        of(1, f"engine.config={path}")
+    assert str(error.value).startswith(says)
+
+
+def test_a_job_holds_what_was_in_the_file(tmp_path):
+    path = tmp_path / "ds.json"
+    path.write_text('{"gradient_clipping": 1.0}')
+    what = of(1, f"engine.config={path}")
+    path.write_text('{"zero_optimization": {"round_robin_gradients": true}}')
+    assert to_tree(what)["engine"]["config"] == {"gradient_clipping": 1.0} and parse(to_tree(what)) == what
+
+
+def built(world: World, config: str) -> str:
+    try:
+        build(of(1, f"engine.config={config}"), world).close()
+    except JobError as error:
+        return str(error)
+    return ""
+
+
+@installed
+@pytest.mark.parametrize(
+    ("config", "says"),
+    [
+        ("{zero_optimization: {bogus: 1}}", "bogus"),
+        pytest.param("{steps_per_print: 0}", "ZeroDivisionError", marks=pytest.mark.slow),
+    ],
+)
+def test_settings_that_deepspeed_itself_does_not_take_are_one_line(config, says):
+    for said in gloo_ranks(2, functools.partial(built, config=config)):
+        assert said.startswith("engine: deepspeed ") and "with this engine.config is not what" in said
+        assert says in said and "\n" not in said
+
+
+@installed
+def test_a_clipping_that_the_json_names_as_well_is_taken():
+    assert gloo_ranks(2, functools.partial(built, config="{gradient_clipping: 1.0}")) == ["", ""]

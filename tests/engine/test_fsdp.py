@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib.util
 import pathlib
 from typing import Any
 
@@ -18,7 +19,9 @@ from sparsetrain.data.sampler import Sampler
 from sparsetrain.engine.learning_rate import factor_at
 from sparsetrain.engine.state import build
 from sparsetrain.engine.trainer import Trainer
+from sparsetrain.models.gpt import GPT
 
+needs = pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="deepspeed is not installed")
 STEPS = 5
 # Everything is sent as it is, so that nothing but the engine makes a difference.
 ALL = ("masks=null", "exchange.density=1.0", "exchange.values=fp32", "exchange.dense_below=0", f"train.steps={STEPS}")
@@ -156,6 +159,69 @@ def test_masks_hold_and_a_killed_run_goes_on_bit_for_bit(tmp_path, precision, si
             assert found["eval/loss"] == straight["eval/loss"]
     if precision == "fp32":  # bf16 is autocast there, and low weights here
         assert straight["eval/loss"] == pytest.approx(plain["eval/loss"], abs=1e-5)
+
+
+def damaged(world: World, folder: str, engine: str) -> list[str]:
+    """Cut rank 1's newest part short and go on; what was said."""
+    what, place = job("train.steps=8", "checkpoint.every=2", engine, "optimizer.momentum=0.9"), pathlib.Path(folder)
+    run_and_die(Trainer(build(what, world), place, quiet), 4)
+    world.transport.barrier()
+    if world.rank == 0:
+        part = place / "checkpoints/step_00000004/optimizer.rank00001.safetensors"
+        part.write_bytes(part.read_bytes()[:100])
+    world.transport.barrier()
+    said: list[str] = []
+    trainer = Trainer(build(what, world), place, said.append)
+    trainer.run()
+    trainer.close("finished")
+    return said
+
+
+@pytest.mark.timeout(200)
+@pytest.mark.parametrize("engine", ["engine=fsdp", pytest.param("engine={name: deepspeed, stage: 3}", marks=needs)])
+def test_a_part_that_is_damaged_on_one_rank_is_passed_over_by_all(tmp_path, engine):
+    body = functools.partial(damaged, folder=str(tmp_path), engine=engine)
+    for said in gloo_ranks(2, body, seconds=150):
+        assert any(line.startswith("checkpoint step_00000004 skipped, rank 1: ") for line in said)
+        assert "resumed from step_00000002" in said
+
+
+class Frozen(GPT):
+    """Has weights that are not trained."""
+
+    def __init__(self, config: GPT.Config) -> None:
+        super().__init__(config)
+        self.position.weight.requires_grad_(False)
+
+
+class Double(GPT):
+    """Has a weight of another type."""
+
+    def __init__(self, config: GPT.Config) -> None:
+        super().__init__(config)
+        self.norm.double()
+
+
+def frozen(world: World, folder: str) -> list[bool]:
+    what = job("engine=fsdp", "train.steps=4", "model.name=test_fsdp:Frozen", "masks.every=2")
+    trainer = Trainer(build(what, world), pathlib.Path(folder), quiet)
+    engine = trainer.state.engine
+    with engine.whole():
+        before = {name: tensor.detach().clone() for name, tensor in engine.tensors().items()}
+    trainer.run()
+    with engine.whole():
+        same = [torch.equal(before[name], tensor) for name, tensor in engine.tensors().items()]
+        still = [alike for name, alike in zip(before, same, strict=True) if name.startswith("position")]
+    trainer.close("finished")
+    assert not all(same)
+    with pytest.raises(JobError, match="is float64 with engine fsdp"):
+        build(job("engine=fsdp", "model.name=test_fsdp:Double", "masks=null"), world)
+    return still
+
+
+@pytest.mark.timeout(200)
+def test_weights_that_are_not_trained_stay_and_other_types_are_refused(tmp_path):
+    assert gloo_ranks(2, functools.partial(frozen, folder=str(tmp_path)), seconds=100) == [[True], [True]]
 
 
 @pytest.mark.parametrize(
