@@ -83,6 +83,17 @@ class Saver:
         copied = pieces.copied()
         self._later(lambda: self._write(copied, step))
 
+    def lacks(self, step: int) -> bool:
+        """Return whether the checkpoint of a step is neither begun here nor complete: the group that began it may have
+        ended before. Collective."""
+        if self.last == step:
+            return False
+        try:
+            there = self.world.rank > 0 or checkpoint.name_of(step) in self.store.complete()
+        except OSError:
+            there = False
+        return not self._all_done(there)
+
     def heard(self) -> None:
         """Go on with what all ranks have said with their last word: rank 0 completes what all have written."""
         if self.open and self.assent.words:

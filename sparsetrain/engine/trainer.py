@@ -135,6 +135,7 @@ class Trainer:
         if state.step < job.train.steps:
             hand_over(state.exchange, self.world, assent.leaving)
             return {"paused": True, "steps": state.step}
+        self.save()  # where what was begun of the last one went with a group before
         if said := undecided(state.exchange):
             self.log(said)
         if not self.evaluation:
@@ -234,8 +235,8 @@ class Trainer:
         self.recorded = state.step
 
     def save(self) -> bool:
-        """Save the state now; return whether it is saved, which only rank 0 knows. Collective, between two steps."""
-        if self.saver.last != self.state.step:
+        """Save the state now, if it is not, and return whether it is (rank 0 knows). Collective, between two steps."""
+        if self.saver.lacks(self.state.step):
             self.saver.save(capture(self.state, digest=False), self.state.step)
             self.saver.finish()
         return self.saver.complete == self.state.step

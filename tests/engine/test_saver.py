@@ -15,9 +15,10 @@ from ranks import gloo_ranks
 from small import job
 
 from sparsetrain.collective.world import World
+from sparsetrain.engine.checkpoint import name_of
 from sparsetrain.engine.keeping import problem
 from sparsetrain.engine.local_store import LocalStore
-from sparsetrain.engine.pieces import capture
+from sparsetrain.engine.pieces import capture, restore
 from sparsetrain.engine.saver import Saver
 from sparsetrain.engine.state import build
 from sparsetrain.engine.store import StoreError
@@ -184,3 +185,34 @@ def test_state_holds_the_job(tmp_path):
     train(job("train.steps=2"), World(), tmp_path, lambda line: None)
     saved = json.loads((tmp_path / "checkpoints/step_00000002/job.json").read_text())
     assert saved["train"]["steps"] == 2
+
+
+def last_one_lost(world: World, folder: str) -> tuple[bool, list[str]]:
+    """Go on, as a group does whose last one ended while it wrote the last checkpoint; was it lacking, and what is
+    complete at the end."""
+    what, place = job("checkpoint.every=4", "checkpoint.keep=9"), pathlib.Path(folder)
+    former = Trainer(build(what, world), place, lambda line: None)
+    former.run()
+    former.close("finished")
+    if world.rank == 0:
+        done = place / "checkpoints" / name_of(12)
+        (done / "COMPLETE").unlink()
+        done.rename(done.with_suffix(".unfinished"))
+    world.transport.barrier()
+    state = build(what, world)
+    restore(state, capture(former.state).copied())
+    trainer = Trainer(state, place, lambda line: None)
+    trainer.recorded = 12
+    lacking = trainer.saver.lacks(12)
+    trainer.run(resumes=False)
+    trainer.close("finished")
+    return lacking, trainer.saver.store.complete()
+
+
+@pytest.mark.timeout(120)
+def test_a_last_checkpoint_that_went_with_a_group_is_written_by_the_next(tmp_path):
+    everything = [name_of(step) for step in (4, 8, 12)]
+    found = gloo_ranks(2, functools.partial(last_one_lost, folder=str(tmp_path)))
+    assert found == [(True, everything)] * 2
+    assert problem(LocalStore(tmp_path / "checkpoints"), name_of(12)) == ""
+    assert not list((tmp_path / "checkpoints").glob("*.unfinished"))
