@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 import torch
+from engine_runs import differing, trained
 from ranks import gloo_ranks
-from small import job, run_and_die
+from small import job
 
 from sparsetrain.collective.world import World
 from sparsetrain.config.errors import JobError
@@ -23,7 +24,6 @@ from sparsetrain.engine.deepspeed import Loss
 from sparsetrain.engine.deepspeed_stand_in import load
 from sparsetrain.engine.learning_rate import factor_at
 from sparsetrain.engine.state import build
-from sparsetrain.engine.trainer import Trainer
 
 installed = pytest.mark.skipif(
     importlib.util.find_spec("deepspeed") is None, reason="deepspeed is not installed (sparsetrain[deepspeed])"
@@ -39,27 +39,12 @@ FORMS = [
 ]
 
 
-def quiet(line: str) -> None:
-    pass
-
-
 def of(stage: int, *options: str) -> Job:
     return job("engine=deepspeed", f"engine.stage={stage}", *options)
 
 
 def weights_of(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
-
-
-def ours(world: World, what: Job, folder: str) -> dict[str, torch.Tensor]:
-    """Return the weights after all steps of our loop."""
-    trainer = Trainer(build(what, world), pathlib.Path(folder), quiet)
-    for _ in range(what.train.steps):
-        trainer.train_step()
-    with trainer.state.engine.whole():
-        found = weights_of(trainer.state.model)
-    trainer.close("finished")
-    return found
 
 
 def stock(world: World, what: Job) -> dict[str, torch.Tensor]:
@@ -98,15 +83,7 @@ def stock(world: World, what: Job) -> dict[str, torch.Tensor]:
 
 
 def both(world: World, folder: str, stage: int) -> list[str]:
-    """Return what differs, over all forms."""
-    found = []
-    for form in FORMS:
-        what = of(stage, *ALL, *form)
-        mine, theirs = ours(world, what, folder), stock(world, what)
-        first = dict(what.model.build().named_parameters())
-        assert any(not torch.equal(first[name].to(weight.dtype), weight) for name, weight in mine.items())
-        found += [f"{form}: {name}" for name, weight in theirs.items() if not torch.equal(weight, mine[name])]
-    return found
+    return differing(world, folder, {str(form): of(stage, *ALL, *form) for form in FORMS}, stock)
 
 
 @installed
@@ -115,23 +92,6 @@ def both(world: World, folder: str, stage: int) -> list[str]:
 def test_where_everything_is_sent_the_weights_are_those_of_deepspeed_alone(tmp_path, stage):
     body = functools.partial(both, folder=str(tmp_path), stage=stage)
     assert gloo_ranks(2, body, seconds=200) == [[], []]
-
-
-def masked(world: World, folder: pathlib.Path, what: Job, stop: int | None = None) -> dict[str, Any]:
-    """Train to the end, or die in the step after `stop`; what is outside the masks at the end."""
-    said: list[str] = []
-    trainer = Trainer(build(what, world), folder, said.append)
-    if stop is not None:
-        run_and_die(trainer, stop)
-        trainer.state.close()
-        return {}
-    result = trainer.run()
-    state = trainer.state
-    assert state.masks is not None
-    outside = [float(abs(tensor).max()) for tensor in outside_of(state)]
-    epoch = state.masks.masks.epoch
-    trainer.close("finished")
-    return {**result, "outside": outside, "epoch": epoch, "said": said}
 
 
 def outside_of(state: Any) -> list[torch.Tensor]:
@@ -155,9 +115,9 @@ def outside_of(state: Any) -> list[torch.Tensor]:
 
 def straight_and_killed(world: World, folder: str, options: tuple[str, ...]) -> list[dict[str, Any]]:
     what = job("train.steps=10", "checkpoint.every=2", *options)
-    whole = masked(world, pathlib.Path(folder) / "straight", what)
-    masked(world, pathlib.Path(folder) / "killed", what, stop=6)
-    return [whole, masked(world, pathlib.Path(folder) / "killed", what)]
+    whole = trained(world, pathlib.Path(folder) / "straight", what, outside_of)
+    trained(world, pathlib.Path(folder) / "killed", what, outside_of, stop=6)
+    return [whole, trained(world, pathlib.Path(folder) / "killed", what, outside_of)]
 
 
 @installed

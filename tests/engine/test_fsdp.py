@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from engine_runs import differing, quiet, trained
 from ranks import gloo_ranks
 from small import job, run_and_die
 
@@ -30,21 +31,6 @@ FORMS = [
     ("train.precision=fp32", "train.clip=0", "train.accumulate=2", "optimizer={name: adamw}"),
     ("train.precision=bf16", "train.clip=0", "optimizer={name: adamw}"),
 ]
-
-
-def quiet(line: str) -> None:
-    pass
-
-
-def ours(world: World, what: Job, folder: str) -> dict[str, torch.Tensor]:
-    """Return the weights after all steps of our loop."""
-    trainer = Trainer(build(what, world), pathlib.Path(folder), quiet)
-    for _ in range(what.train.steps):
-        trainer.train_step()
-    with trainer.state.engine.whole():
-        found = {name: parameter.detach().clone() for name, parameter in trainer.state.parameters.items()}
-    trainer.close("finished")
-    return found
 
 
 def stock(world: World, what: Job) -> dict[str, torch.Tensor]:
@@ -86,15 +72,7 @@ def stock(world: World, what: Job) -> dict[str, torch.Tensor]:
 
 
 def both(world: World, folder: str) -> list[str]:
-    """Return what differs, over all forms."""
-    found = []
-    for form in FORMS:
-        what = job("engine=fsdp", *ALL, *form)
-        mine, theirs = ours(world, what, folder), stock(world, what)
-        first = dict(what.model.build().named_parameters())
-        assert any(not torch.equal(first[name], weight) for name, weight in mine.items())
-        found += [f"{form}: {name}" for name, weight in theirs.items() if not torch.equal(weight, mine[name])]
-    return found
+    return differing(world, folder, {str(form): job("engine=fsdp", *ALL, *form) for form in FORMS}, stock)
 
 
 @pytest.mark.timeout(200)
@@ -102,35 +80,24 @@ def test_where_everything_is_sent_the_weights_are_those_of_fsdp_alone(tmp_path):
     assert gloo_ranks(2, functools.partial(both, folder=str(tmp_path)), seconds=150) == [[], []]
 
 
-def trained(world: World, folder: pathlib.Path, what: Job, stop: int | None = None) -> dict[str, Any]:
-    """Train to the end, or die in the step after `stop`; what is outside the masks at the end."""
-    said: list[str] = []
-    trainer = Trainer(build(what, world), folder, said.append)
-    if stop is not None:
-        run_and_die(trainer, stop)
-        trainer.state.close()
-        return {}
-    result = trainer.run()
-    state: Any = trainer.state
-    outside, engine = [], state.engine
+def outside_of(state: Any) -> list[torch.Tensor]:
+    """Return weights and this rank's moments of the masked tensors outside their masks."""
+    found, engine = [], state.engine
     with engine.whole():
         for name, mask in state.masks.masks.masks.items():
-            outside.append(float(state.parameters[name].detach()[~mask].abs().max()))
-            for value in engine.optimizer.state.get(engine.rows[name], {}).values():
-                if value is not None and value.ndim:
-                    outside.append(float(value[~engine._own(mask)].abs().max()))
-    epoch = state.masks.masks.epoch
-    trainer.close("finished")
-    return {**result, "outside": outside, "epoch": epoch, "said": said}
+            found.append(state.parameters[name].detach()[~mask])
+            moments = engine.optimizer.state.get(engine.rows[name], {}).values()
+            found += [each[~engine._own(mask)] for each in moments if each is not None and each.ndim]
+    return found
 
 
 def everything(world: World, folder: str, options: tuple[str, ...]) -> list[dict[str, Any]]:
     what = job("train.steps=10", "checkpoint.every=2", "engine=fsdp", *options)
     place = pathlib.Path(folder)
-    whole = trained(world, place / "straight", what)
-    trained(world, place / "killed", what, stop=6)
+    whole = trained(world, place / "straight", what, outside_of)
+    trained(world, place / "killed", what, outside_of, stop=6)
     plain = job("train.steps=10", *options)
-    return [whole, trained(world, place / "killed", what), trained_plainly(world, place / "plain", plain)]
+    return [whole, trained(world, place / "killed", what, outside_of), trained_plainly(world, place / "plain", plain)]
 
 
 def trained_plainly(world: World, folder: pathlib.Path, what: Job) -> dict[str, Any]:
