@@ -20,7 +20,7 @@ from commands import REPOSITORY, Desk
 from sparsetrain.cli import cli
 from sparsetrain.config.errors import JobError
 from sparsetrain.config.load import parse
-from sparsetrain.engine.deepspeed_config import merged, read
+from sparsetrain.engine.deepspeed_config import merged, settings
 from sparsetrain.launch.launch import plan_of
 from sparsetrain.launch.launchers.deepspeed import PORTS, hostfile, port_of
 from sparsetrain.launch.plan import LaunchPlan
@@ -141,7 +141,7 @@ def test_deepspeed_reads_the_hostfiles() -> None:
 @pytest.mark.parametrize("stage", [0, 1])
 def test_the_jsons_leave_to_the_job_what_is_the_jobs(stage: int) -> None:
     job = parse({"name": "one", "train": {"batch_size": 3, "accumulate": 2, "clip": 0.5, "precision": "bf16"}})
-    told = merged(job, stage, read(str(REPOSITORY / f"cluster_configs/deepspeed/zero{stage}.json")), 2, 9)
+    told = merged(job, stage, settings(str(REPOSITORY / f"cluster_configs/deepspeed/zero{stage}.json")), 2, 9)
     assert (told["zero_optimization"]["stage"], told["train_micro_batch_size_per_gpu"]) == (stage, 3)
     assert (told["gradient_clipping"], told["bf16"]) == (0.5, {"enabled": True})
 
