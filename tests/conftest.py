@@ -72,7 +72,8 @@ def no_process_left_behind():
     before = set(children())
     yield
     deadline = time.monotonic() + 15
-    while time.monotonic() < deadline:
+    left = None
+    while left is None or time.monotonic() < deadline:
         left = {pid: c for pid, c in children().items() if pid not in before and "multiprocessing" not in c}
         if not left:
             return

@@ -10,7 +10,7 @@ import random
 import sys
 import tempfile
 
-import atheris
+import atheris  # pyrefly: ignore[missing-import]
 
 with atheris.instrument_imports(include=["sparsetrain"]):
     from tests.fuzz.__main__ import target_of
