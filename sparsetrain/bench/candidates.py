@@ -162,6 +162,8 @@ SPARSE: dict[str, dict[str, Any]] = {
     "split_reduce auto int8": {"collective": "split_reduce", "indices": "auto", "values": "int8"},
     "ok_topk auto bf16": {"collective": "ok_topk", "indices": "auto", "values": "bf16"},
     "ok_topk auto int8": {"collective": "ok_topk", "indices": "auto", "values": "int8"},
+    "gtopk elias_fano int8": {"collective": "gtopk", "indices": "elias_fano", "values": "int8"},
+    "recursive_doubling auto int8": {"collective": "recursive_doubling", "indices": "auto", "values": "int8"},
     "packed randomk bf16": {"sparsifier": "randomk", "collective": "packed", "values": "bf16"},
     "lowrank rank 4": {"regime": "lowrank", "rank": 4},
 }

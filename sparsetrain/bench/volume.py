@@ -24,6 +24,7 @@ from torch import Tensor
 
 from sparsetrain import registry
 from sparsetrain.bench.synthetic import COMMON, SPREAD
+from sparsetrain.collective.butterfly import rounds_of
 from sparsetrain.collective.collective import Collective
 from sparsetrain.collective.entries import Entries, Outcome
 from sparsetrain.collective.index_codes import Int32
@@ -93,6 +94,9 @@ FORMULAS = {
     "split_reduce": Formula(
         "2(k+distinct)(P-1)/P", lambda ranks, k, distinct: 2 * (k + distinct) * (ranks - 1) / ranks
     ),
+    "gtopk": Formula("2k log2 P", lambda ranks, k, distinct: 2 * k * rounds_of(ranks)),
+    # Where no two ranks choose the same place, every round sends twice what the one before did.
+    "recursive_doubling": Formula("<=2k(P-1)", lambda ranks, k, distinct: 2 * k * (ranks - 1)),
     "ok_topk": Formula("<=6k(P-1)/P", lambda ranks, k, distinct: 6 * max(k, distinct) * (ranks - 1) / ranks),
 }
 

@@ -29,17 +29,21 @@ class Load:
 
 @dataclasses.dataclass(frozen=True)
 class Volume:
-    """What one rank puts on the wire, and how many latencies of the network it waits for."""
+    """What one rank puts on the wire, and how many latencies of the network it waits for; `near` are bytes that stay
+    inside its node, beside the others."""
 
     bytes: float
     messages: float
+    near: float = 0.0
 
 
 class Collective(abc.ABC):
     """One instance per exchange; state that steers the next call is kept per bucket and goes into checkpoints."""
 
-    # Which entries it takes: any, those whose places all ranks share, or whole buckets only.
-    support: Literal["any", "shared", "all"] = "any"
+    # Which entries it takes: any, ranks' own, those whose places all ranks share, or whole buckets only.
+    support: Literal["any", "own", "shared", "all"] = "any"
+    # Whether ranks first add up their gradients in groups, so that each selects in a part of the bucket only.
+    shards = False
 
     def __init__(self, config: Any) -> None:
         self.config: Any = config

@@ -35,9 +35,12 @@ class Outcome:
     that over all ranks sum of leftovers + P x mean = sum of entries; places are unique inside each part.
     `arrived`: which of this rank's entries are in the mean (bool [k]), None for all. `finite` False, on all ranks
     alike: some rank's entries were not finite, and mean and leftover mean nothing. `distinct`: places in the mean.
+    `sent`, `sent_square`: entries and their squared norm, where they were chosen on the way.
     """
 
     leftover: tuple[Entries, ...] = ()
     arrived: Tensor | None = None
     finite: bool = True
     distinct: int = 0
+    sent: int = 0
+    sent_square: float = 0.0

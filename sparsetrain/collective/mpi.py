@@ -75,12 +75,16 @@ class MpiTransport(Transport):
         # 4 ranks, 0.6 MB each, one host, interleaved, medians of 22: 0.81-0.84 ms here, 0.86 and 1.06 ms there;
         # a gather of 16 MB each: 40 and 88 ms.
         arrived = [own if source == self.rank else _host_empty(size, own) for source, size in enumerate(sizes)]
-        requests, sources = [], []
+        requests: list[Any] = []
+        sources: list[int | None] = []
         for step in range(1, self.size):
             to, source = (self.rank + step) % self.size, (self.rank - step) % self.size
-            requests.append(self.communicator.Irecv(self._bytes(call, arrived[source]), source))
-            requests.append(self.communicator.Isend(self._bytes(call, parts[to]), to))
-            sources += [source, None]
+            if sizes[source]:
+                requests.append(self.communicator.Irecv(self._bytes(call, arrived[source]), source))
+                sources.append(source)
+            if parts[to].numel():
+                requests.append(self.communicator.Isend(self._bytes(call, parts[to]), to))
+                sources.append(None)
         self._wait(call, requests, parts, arrived, sources=sources)
         return [part.to(own.device) for part in arrived]
 

@@ -135,9 +135,19 @@ def length_of(message: Tensor, frame: Frame, source: int) -> int:
     """
     where = f"rank {source}, bucket {frame.bucket}"
     length = HEADER.size + _head(message[: HEADER.size].cpu(), where).length
-    if length > LONGEST * (frame.size + 64) + HEADER.size:
+    if length > longest(frame.size):
         raise CorruptPayload(f"{where}: {length} bytes for a bucket of {frame.size}")
     return length
+
+
+def longest(size: int) -> int:
+    """Return more bytes than a message about `size` coordinates can have."""
+    return LONGEST * (size + 64) + HEADER.size
+
+
+def is_whole(message: Tensor, source: int) -> bool:
+    """Return whether a message holds values without places. Raises CorruptPayload where its header is none."""
+    return _head(message.cpu(), f"rank {source}").indices == SHARED
 
 
 def _head(message: Tensor, where: str) -> Head:

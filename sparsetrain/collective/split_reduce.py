@@ -29,6 +29,8 @@ class SplitReduce(Collective):
     The owner sums in rank order and all ranks decode the same message, so all hold the same bits.
     """
 
+    support = "own"
+
     @dataclasses.dataclass(frozen=True, kw_only=True)
     class Config:
         """`rebalance`: exchanges between two looks at where the entries lie."""

@@ -42,13 +42,18 @@ def check_exchange(exchange: Exchange) -> None:
     if support == "shared" and not shared:
         raise JobError(
             f"exchange.collective: {collective} sends no places, but ranks choose different ones with {sparsifier}; "
-            "allowed: allgather, split_reduce, ok_topk (or exchange.sparsifier=randomk)"
+            f"allowed: {_collectives('any', 'own')} (or exchange.sparsifier=randomk)"
         )
-    if shared and collective in ("split_reduce", "ok_topk"):
+    if shared and support == "own":
         raise JobError(
             f"exchange.collective: {collective} merges different places, but {sparsifier} gives all ranks the same; "
-            "allowed: packed, allgather"
+            f"allowed: {_collectives('any', 'shared')}"
         )
+
+
+def _collectives(*supports: str) -> str:
+    names = registry.names("collective")
+    return ", ".join(n for n in names if getattr(registry.load("collective", n), "support", "any") in supports)
 
 
 def check_masks(masks: Masks) -> None:

@@ -12,11 +12,31 @@ from sparsetrain.gradient.layout import Bucket
 from sparsetrain.gradient.storage import STORAGES, Storage
 
 
+class Window:
+    """The coordinates from `low` to `high` of a channel, as far as a selection sees them; `moved` stands for its state
+    where that is about to change."""
+
+    def __init__(self, channel: Channel, low: int, high: int, moved: Mapping[str, Tensor]) -> None:
+        self.channel = channel
+        self.part = slice(low, high)
+        self.moved = moved
+        self.buffer = channel.buffer[self.part]
+
+    def read(self, field: str) -> Tensor:
+        """See Channel."""
+        whole = self.moved.get(field)
+        return (self.channel.read(field) if whole is None else whole)[self.part]
+
+    def work(self, field: str) -> Tensor:
+        """See Channel; outside the window the next state is zero."""
+        return self.channel.work(field).zero_()[self.part]
+
+
 class Channel:
     """A bucket with its state. U-coordinates number the active positions only, so nothing can live outside the mask.
 
     During an exchange `buffer` holds the gradient, then what was not sent; `mean` what came back. `moved` is what
-    EF21 will move its estimate by.
+    EF21 will move its estimate by. `home` names the part of the bucket that all state lies in, None: anywhere.
     """
 
     def __init__(
@@ -29,11 +49,13 @@ class Channel:
         self.flat = torch.empty(0, device=device)  # the bucket in full shape, when it is masked
         self.active: Tensor | None = None
         self.moved: tuple[Entries, tuple[Entries, ...]] | None = None
+        self.home: object = None
         self.kept: dict[str, Storage] = {field: STORAGES[storage](bucket.size, device) for field in fields}
         self._allocate(bucket.size)
 
     def _allocate(self, size: int) -> None:
         self.size = size
+        self.home = None
         self.mean = torch.empty(size, dtype=torch.float32, device=self.device)
         self.buffer = self.mean
         self._free: list[Tensor] = []
@@ -117,6 +139,7 @@ class Channel:
 
     def forget(self) -> None:
         """Set all fields to zero."""
+        self.home = None
         for field in self.kept:
             self.kept[field] = STORAGES[self.storage](self.size, self.device)
 
@@ -138,6 +161,7 @@ class Channel:
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """Put back what `state` returned. Raises ValueError, naming the tensor, when a size differs."""
+        self.home = None
         for field, store in self.kept.items():
             whole = store.read().clone()
             for name, part in self._by_name(whole).items():

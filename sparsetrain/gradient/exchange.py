@@ -172,6 +172,8 @@ class GradientExchange:
         for channel in self.channels:
             means.update(channel.spread())
         round_.stats.distinct = sum(outcome.distinct for outcome in outcomes)
+        round_.stats.sent += sum(outcome.sent for outcome in outcomes)
+        round_.stats.sent_square += sum(outcome.sent_square for outcome in outcomes)
         self._arrived = round_.stats
         return means
 

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import abc
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,6 +16,14 @@ BLOCK = 256  # values per scale
 
 class Storage(abc.ABC):
     """One field of one bucket."""
+
+    now: Any
+    next: Any
+
+    @property
+    def staged(self) -> bool:
+        """Return whether there is a next state."""
+        return self.next is not self.now
 
     @abc.abstractmethod
     def read(self) -> Tensor:

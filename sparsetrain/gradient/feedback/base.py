@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sparsetrain.collective.entries import Entries, Outcome
-from sparsetrain.gradient.channel import Channel
+from sparsetrain.gradient.channel import Channel, Window
 from sparsetrain.gradient.sparsifiers.base import Ask, Sparsifier
 from sparsetrain.kernels.scatter import scatter_add
 
@@ -33,8 +33,9 @@ class Feedback(abc.ABC):
         self.config: Any = config
 
     @abc.abstractmethod
-    def select(self, channel: Channel, sparsifier: Sparsifier, ask: Ask) -> Entries:
-        """Return what to send of the channel's buffer, which holds the gradient; the buffer becomes the rest."""
+    def select(self, channel: Channel | Window, sparsifier: Sparsifier, ask: Ask) -> Entries:
+        """Return what to send of the buffer, which holds the gradient; the buffer becomes the rest. Of a window of a
+        channel the places are those in the window."""
 
     @abc.abstractmethod
     def keep(self, channel: Channel, entries: Entries, outcome: Outcome) -> None:

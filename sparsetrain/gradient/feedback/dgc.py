@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sparsetrain.collective.entries import Entries, Outcome
 from sparsetrain.config.numbers import BelowOne, NotNegative
-from sparsetrain.gradient.channel import Channel
+from sparsetrain.gradient.channel import Channel, Window
 from sparsetrain.gradient.feedback.base import Feedback, put_back
 from sparsetrain.gradient.sparsifiers.base import Ask, Sparsifier
 
@@ -38,7 +38,7 @@ class DGC(Feedback):
         super().__init__(config)
         self.clip = config.clip
 
-    def select(self, channel: Channel, sparsifier: Sparsifier, ask: Ask) -> Entries:
+    def select(self, channel: Channel | Window, sparsifier: Sparsifier, ask: Ask) -> Entries:
         """Velocity before the selection; the channel's buffer becomes its rest."""
         momentum = channel.work("momentum")
         if self.config.nesterov:

@@ -7,7 +7,7 @@ import dataclasses
 from sparsetrain.collective.entries import Entries, Outcome
 from sparsetrain.config.component import NoOptions
 from sparsetrain.config.numbers import Density
-from sparsetrain.gradient.channel import Channel
+from sparsetrain.gradient.channel import Channel, Window
 from sparsetrain.gradient.feedback.base import Feedback, put_back
 from sparsetrain.gradient.sparsifiers.base import Ask, Sparsifier
 
@@ -28,7 +28,7 @@ class EF14(Feedback):
     pending = fields
     gathers = True
 
-    def select(self, channel: Channel, sparsifier: Sparsifier, ask: Ask) -> Entries:
+    def select(self, channel: Channel | Window, sparsifier: Sparsifier, ask: Ask) -> Entries:
         """acc = decay x residual + gradient."""
         ask = dataclasses.replace(ask, scale=self.config.decay)
         return sparsifier.select(channel.read("residual"), channel.buffer, ask)
@@ -45,7 +45,7 @@ class NoFeedback(Feedback):
     Config = NoOptions
     gathers = True
 
-    def select(self, channel: Channel, sparsifier: Sparsifier, ask: Ask) -> Entries:
+    def select(self, channel: Channel | Window, sparsifier: Sparsifier, ask: Ask) -> Entries:
         """acc = gradient."""
         return sparsifier.select(None, channel.buffer, ask)
 

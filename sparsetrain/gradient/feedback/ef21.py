@@ -15,7 +15,7 @@ from torch import Tensor
 from sparsetrain.collective.entries import Entries, Outcome
 from sparsetrain.config.component import NoOptions
 from sparsetrain.config.numbers import Density
-from sparsetrain.gradient.channel import Channel
+from sparsetrain.gradient.channel import Channel, Window
 from sparsetrain.gradient.feedback.base import Feedback, add
 from sparsetrain.gradient.sparsifiers.base import Ask, Sparsifier
 
@@ -29,7 +29,7 @@ class EF21(Feedback):
     shared = ("estimate",)
     gathers = True
 
-    def select(self, channel: Channel, sparsifier: Sparsifier, ask: Ask) -> Entries:
+    def select(self, channel: Channel | Window, sparsifier: Sparsifier, ask: Ask) -> Entries:
         """acc = g - h_i."""
         return sparsifier.select(channel.read("local"), channel.buffer, dataclasses.replace(ask, scale=-1.0))
 
@@ -78,7 +78,7 @@ class EF21SGDM(EF21):
     def __init__(self, config: Config) -> None:
         super().__init__(config)
 
-    def select(self, channel: Channel, sparsifier: Sparsifier, ask: Ask) -> Entries:
+    def select(self, channel: Channel | Window, sparsifier: Sparsifier, ask: Ask) -> Entries:
         """acc = v_i - h_i."""
         velocity = channel.work("velocity")
         torch.mul(channel.read("velocity"), 1.0 - self.config.eta, out=velocity)

@@ -61,6 +61,7 @@ class Regime(abc.ABC):
 
     def commit(self, channel: Channel) -> None:
         """Make what was staged the present state."""
+        channel.home = None
         self.feedback.commit(channel)
 
     def state(self) -> dict[str, Tensor]:

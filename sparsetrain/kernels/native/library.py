@@ -28,6 +28,7 @@ ARGUMENTS = {
         *(INT, POINTER, POINTER),
     ],
     "st_merge": [POINTER, POINTER, POINTER, INT, POINTER, LONG, FLOAT, INT],
+    "st_combine": [POINTER, POINTER, LONG, POINTER, POINTER, LONG, POINTER, POINTER],
     "st_scatter_add": [POINTER, POINTER, LONG, POINTER, FLOAT, INT],
     "st_use_openmp": [POINTER, POINTER, POINTER],
     "st_checksum": [POINTER, LONG],
@@ -52,6 +53,7 @@ ARGUMENTS = {
 RESULTS = {
     "st_select": LONG,
     "st_select_blocks": LONG,
+    "st_combine": LONG,
     "st_scatter_add": None,
     "st_use_openmp": None,
     "st_deltas_bytes": LONG,
@@ -138,6 +140,14 @@ class Library(IndexCodes, ValueCodes):
         if self.calls.st_merge(indices, values, counts, count, out.data_ptr(), out.numel(), scale, threads):
             raise MemoryError(f"no memory to merge {count} sources")
         return out
+
+    def combine(self, left: tuple[Tensor, Tensor], right: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """Return what `kernels.combine` promises."""
+        room = left[0].numel() + right[0].numel()
+        indices, values = torch.empty(room, dtype=torch.int32), torch.empty(room, dtype=torch.float32)
+        given = [part for at, v in (left, right) for part in (at.data_ptr(), v.data_ptr(), at.numel())]
+        count = self.calls.st_combine(*given, indices.data_ptr(), values.data_ptr())
+        return indices[:count], values[:count]
 
     def checksum(self, data: Tensor) -> int:
         """Return the unfolded 64-bit sum."""
