@@ -68,6 +68,26 @@ def node(source: str, overrides: tuple[str, ...]) -> None:
 
 
 @cli.command()
+@click.argument("source", metavar="JOB")
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option("--cluster", metavar="FILE", default=None, help="YAML: nodes, links, prices; default: 4 nodes, 10gbit.")
+@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Of the cluster, like network.rate=1gbit.")
+@click.option("--supports", metavar="FILE", default=None, help="Real choices of ranks, by bench supports.")
+@click.option(
+    "--what-if", "grid", is_flag=True, help="Also the quickest way for 2 to 64 nodes and links of five rates."
+)
+@click.option("--plot", "picture", metavar="FILE", default=None, help="Draw that grid; .png, .svg or .pdf.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document on standard output.")
+def plan(source: str, overrides: Any, cluster: Any, settings: Any, supports: Any, **more: Any) -> None:
+    """Say what JOB would cost on a cluster: time and bytes of each way to exchange, memory, hours; and what to take."""
+    from sparsetrain.config.load import load_job
+    from sparsetrain.plan.verb import plan_job
+
+    job = load_job(source, overrides)
+    plan_job(job, cluster, settings, supports, more["grid"], more["picture"], more["as_json"])
+
+
+@cli.command()
 @click.argument("name")
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document on standard output.")

@@ -7,9 +7,10 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent / "sparsetrain"
 ARROWS = {
-    "cli": {"launch", "bench", "doctor", "track"},
+    "cli": {"launch", "bench", "doctor", "track", "plan"},
     "doctor": {"worker", "track", "kernels"},
-    "bench": {"launch", "engine", "gradient", "masks", "collective", "kernels", "models", "data"},
+    "plan": {"engine", "gradient", "masks", "collective", "kernels", "models", "data", "track"},
+    "bench": {"plan", "launch", "engine", "gradient", "masks", "collective", "kernels", "models", "data"},
     "launch": {"worker", "track", "doctor"},
     "worker": {"engine", "collective"},
     "engine": {"gradient", "masks", "collective", "compute", "models", "data", "track"},

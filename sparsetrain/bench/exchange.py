@@ -12,8 +12,9 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sparsetrain.bench import links, table
+from sparsetrain.bench import table
 from sparsetrain.bench.ranks import Ranks, run
+from sparsetrain.config.rate import parse_rate
 
 GOODPUT = 1448 / 1514  # payload in a full packet
 COLUMNS = (
@@ -55,7 +56,7 @@ def measure(ranks: Ranks, plan: Plan) -> dict[str, Any]:
     of_rank = {name: [each["candidates"][name] for each in figures] for name in names}
     slowest = {name: [max(t) for t in zip(*(r["seconds"] for r in of_rank[name]), strict=True)] for name in names}
     over = {base: table.ratio(slowest, base) for base in ("dense fp32", "dense bf16")}
-    rows = [row(name, of_rank[name], links.parse_rate(ranks.rate), latency) for name in names]
+    rows = [row(name, of_rank[name], parse_rate(ranks.rate), latency) for name in names]
     for each in rows:
         each["speedup_over_fp32"] = 1 / over["dense fp32"][each["name"]]
         each["speedup_over_bf16"] = 1 / over["dense bf16"][each["name"]]

@@ -24,6 +24,7 @@ from typing import IO, Any
 
 from sparsetrain.bench import links, namespaces
 from sparsetrain.bench.namespaces import CommandFailed, command
+from sparsetrain.config.rate import parse_rate
 from sparsetrain.launch import signals
 
 # Every set of hosts has its own bridge without a way out: the same addresses in two sets, or outside, do not meet.
@@ -62,7 +63,7 @@ class Counters:
 class Hosts:
     """`count` hosts that exist inside `with`, each with a link of `rate` both ways and `delay` on its way out.
 
-    `rate` is bits per second as links.parse_rate reads it, None no limit; `delay` one way, as links.parse_delay reads
+    `rate` is bits per second as parse_rate reads it, None no limit; `delay` one way, as links.parse_delay reads
     it, so that a round trip takes twice as long. Leaving ends all processes in the hosts and removes everything, also
     after Ctrl-C, SIGTERM and SIGHUP; what a killed process left is removed when the next one enters.
     """
@@ -74,7 +75,7 @@ class Hosts:
         if not 1 <= count <= MOST:
             raise ValueError(f"count {count}: want 1 to {MOST} hosts")
         self.count = count
-        self._rates = [None if rate is None else links.parse_rate(rate)] * count
+        self._rates = [None if rate is None else parse_rate(rate)] * count
         self._delay_us = None if delay is None else links.parse_delay(delay)
         self._prefix = ""
         self._processes: list[subprocess.Popen[str]] = []
@@ -147,12 +148,12 @@ class Hosts:
         )
 
     def reshape(self, rate: str, host: int | None = None) -> None:
-        """Give all links, or that of `host`, another rate, as links.parse_rate reads it, while programs go on.
+        """Give all links, or that of `host`, another rate, as parse_rate reads it, while programs go on.
 
         Delays stay.
         Packets that wait in a queue are lost, as on a link that fails for a moment; TCP sends them again.
         """
-        wanted = links.parse_rate(rate)
+        wanted = parse_rate(rate)
         self._name(0 if host is None else host)
         for each in range(self.count) if host is None else [host]:
             for name, interface, delay in self._ends(each):

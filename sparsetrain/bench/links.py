@@ -11,22 +11,11 @@ import time
 
 from sparsetrain.bench.namespaces import CommandFailed, command
 
-UNITS = {"kbit": 10**3, "mbit": 10**6, "gbit": 10**9}
 SMALLEST_BURST = 4 * 1024  # more than two full packets
 BURST_S = 0.6e-3
 LARGEST_PACKET = 64 * 1024
 QUEUE = "50ms"
 READY_S = 10.0
-
-
-def parse_rate(text: str) -> int | None:
-    """Return bits per second of "100mbit", "10gbit" and the like, None of "none" (no limit). Raises ValueError."""
-    found = re.fullmatch(r"([1-9][0-9]{0,5})(kbit|mbit|gbit)", text)
-    if found:
-        return int(found[1]) * UNITS[found[2]]
-    if text == "none":
-        return None
-    raise ValueError(f"rate {text!r}: want a whole number with kbit, mbit or gbit, such as 100mbit or 1gbit, or none")
 
 
 def parse_delay(text: str) -> int:

@@ -19,8 +19,9 @@ import types
 from collections.abc import Mapping, Sequence
 from typing import IO, Any
 
-from sparsetrain.bench import links, namespaces
+from sparsetrain.bench import namespaces
 from sparsetrain.bench.hosts import Hosts
+from sparsetrain.config.rate import parse_rate
 from sparsetrain.launch import signals
 
 TRANSPORTS = ("gloo", "mpi")
@@ -59,13 +60,13 @@ class Ranks:
 
     def __post_init__(self) -> None:
         """Raise ValueError where a number makes no sense."""
-        links.parse_rate(self.rate)
+        parse_rate(self.rate)
         if self.hosts < 2 or not 0 < self.limit_s < LONGEST_S:
             raise ValueError(f"want at least 2 hosts, and a limit of seconds above 0 and below {LONGEST_S:g}")
         if self.loopback and self.rate != "none":
             raise ValueError(f"rate {self.rate}: loopback has no rate; allowed: none")
         if self.then is not None:
-            links.parse_rate(self.then)
+            parse_rate(self.then)
             if self.loopback:
                 raise ValueError(f"rate {self.then}: loopback has no rate that could change")
         if self.transport not in TRANSPORTS:

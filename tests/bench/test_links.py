@@ -5,7 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sparsetrain.bench.hosts import Hosts
-from sparsetrain.bench.links import UNITS, parse_delay, parse_rate
+from sparsetrain.bench.links import parse_delay
+from sparsetrain.config.rate import UNITS, parse_rate
 
 
 @given(st.integers(1, 999_999), st.sampled_from(sorted(UNITS)))
