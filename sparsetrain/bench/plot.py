@@ -170,3 +170,18 @@ def _lying(axes: Any, rows: Rows, column: str, form: str) -> None:
 def _plural(style: Mapping[str, Any]) -> dict[str, Any]:
     """Return a style under the names that matplotlib has for many lines at once."""
     return {f"{name}s": value for name, value in style.items()}
+
+
+def scaling(rows: Rows, path: str) -> None:
+    """Draw the simulated milliseconds of every collective against the number of ranks."""
+    names = [name for name in rows[0] if name not in ("ranks", "best")]
+    with _chart(path, 7.5, 4.5) as figure:
+        axes = figure.subplots()
+        ranks = [row["ranks"] for row in rows]
+        for name in names:
+            axes.plot(ranks, [row[name] for row in rows], marker="o", markersize=3, label=name)
+        axes.set_xscale("log", base=2)
+        axes.set(title="Simulated exchange of one bucket", xlabel="ranks", ylabel="ms", yscale="log")
+        axes.set_xticks(ranks, [f"{each:,}" for each in ranks], rotation=30)
+        axes.grid(alpha=0.3)
+        figure.legend(loc="outside right center")

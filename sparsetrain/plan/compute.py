@@ -42,10 +42,15 @@ def compute_seconds(job: Job) -> float:
     return statistics.median(spent[WARMUP:])
 
 
+def codec_of(job: Job) -> Codec:
+    """Return the codes of a job's exchange."""
+    return Codec(job.exchange.indices.build(), job.exchange.values.build())
+
+
 def profile_of(job: Job, compute_s: float | None, slower: float) -> Profile:
     """Return the profile of this machine's processor, `slower` times as long for each thing; `compute_s` where it is
     known."""
-    codec = Codec(job.exchange.indices.build(), job.exchange.values.build())
+    codec = codec_of(job)
     costs = measured_costs(codec, job.exchange.density, max(1, job.cluster.threads_per_worker))
     seconds = compute_seconds(job) * slower if compute_s is None else compute_s
     return Profile(compute_s=seconds, costs=costs.scaled(slower), codec=codec)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 import json
+import math
 import pathlib
 from collections.abc import Sequence
 
@@ -33,8 +34,8 @@ class Random(Fill):
 class Recorded(Fill):
     """Real choices: of `ranks` ranks, counts[j] places were chosen by j of them (counts[0]: by none).
 
-    A place that j of R ranks have chosen is taken to be one that each rank chooses with j/R. What nobody chose yet is
-    found by Good and Turing's estimate: as likely, together, as what was chosen once.
+    Of fewer ranks the union is the mean over all choices of so many of them (rarefaction); for more, what nobody has
+    chosen yet is estimated from what one or two have (Chao; Colwell et al., J. Plant Ecology 2012, equations 4 and 9).
     """
 
     ranks: int
@@ -51,15 +52,30 @@ class Recorded(Fill):
         return sum(j * count for j, count in enumerate(self.counts)) / (self.ranks * self.size)
 
     def union(self, ranks: float, density: float) -> float:
-        """See Fill. Another density than the recorded one scales every place's likelihood."""
-        chosen = np.arange(len(self.counts), dtype=float)
-        weights = np.asarray(self.counts, dtype=float)
-        likely = chosen / self.ranks
-        if len(self.counts) > 1 and weights[0] > 0:
-            likely[0] = weights[1] / (self.ranks * weights[0]) / self.ranks
-        share = float((weights * likely).sum() / self.size)  # what was never seen takes its part from what was
-        likely = np.clip(likely * density / share, 0.0, 1.0)
-        return float((weights * (1.0 - (1.0 - likely) ** ranks)).sum() / self.size)
+        """See Fill. At another density than the recorded one, as large a share of the choices overlaps."""
+        return min(1.0, self._places(ranks) / self.size * density / self.density)
+
+    def _places(self, ranks: float) -> float:
+        """Return how many places so many ranks choose together."""
+        if ranks <= self.ranks:
+            missed = [_ratio(self.ranks, j, ranks) for j in range(self.ranks + 1)]
+            return sum(count * (1.0 - miss) for count, miss in zip(self.counts, missed, strict=True))
+        seen, once = self.size - self.counts[0], self.counts[1]
+        twice = self.counts[2] if self.ranks > 1 else 0
+        rest = min(float(self.counts[0]), once**2 / (2 * twice) if twice else once * (once - 1) / 2)
+        if rest <= 0:
+            return float(seen)
+        return seen + rest * (1.0 - (1.0 - once / (self.ranks * rest + once)) ** (ranks - self.ranks))
+
+
+def _ratio(ranks: int, chosen: int, drawn: float) -> float:
+    """Return how likely `drawn` of `ranks` ranks are none of the `chosen` ones: C(R-j, P) / C(R, P)."""
+    if ranks - chosen < drawn:
+        return 0.0
+    gamma = math.lgamma
+    return math.exp(
+        gamma(ranks - chosen + 1) - gamma(ranks - chosen - drawn + 1) - gamma(ranks + 1) + gamma(ranks - drawn + 1)
+    )
 
 
 def recorded(path: pathlib.Path) -> Recorded:

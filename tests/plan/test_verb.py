@@ -51,6 +51,8 @@ def test_prices_failures_memory_and_the_grid_are_in_the_words():
     words = [
         "text_gpt",
         "--set",
+        "network.rate=50mbit",
+        "--set",
         "price=2",
         "--set",
         "failures.node_hours=100",

@@ -1,0 +1,43 @@
+"""One rank of `bench forecast`: `python -m sparsetrain.bench.forecast_rank SPEC.json`."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import pathlib
+import sys
+from typing import Any
+
+from sparsetrain.bench.forecast import IDEAL, Plan, jobs
+from sparsetrain.bench.rank import Way, serve
+from sparsetrain.bench.ranks import Place
+from sparsetrain.bench.step_rank import Step, once, plain
+from sparsetrain.collective.torch_dist import torch_world
+from sparsetrain.engine.matmul import prefer_fast_matmul
+from sparsetrain.engine.state import build
+from sparsetrain.engine.trainer import Trainer
+from sparsetrain.gradient.calibration import measure_network
+
+
+def measure(place: Place, plan: Plan, way: Way) -> dict[str, Any]:
+    """Return this rank's figures: the network, and seconds of a step in each round by way. Collective."""
+    prefer_fast_matmul(lambda line: None)
+    network = measure_network(way())
+    with contextlib.ExitStack() as stack:
+        steps: dict[str, Step] = {}
+        for name, job in jobs(plan).items():
+            state = build(job, torch_world())
+            stack.callback(state.exchange.close)
+            steps[name] = Trainer(state, pathlib.Path(), lambda line: None).train_step
+        steps[IDEAL] = plain(build(next(iter(jobs(plan).values())), torch_world()), lambda module: module)
+        seconds: dict[str, list[float]] = {name: [] for name in steps}
+        for turn in range(1 + plan.rounds):
+            for name, step in steps.items():
+                spent, _ = once(step, plan.steps, None)
+                if turn:  # the first turn touches memory
+                    seconds[name].append(spent)
+    return {"network": dataclasses.asdict(network), "seconds": seconds}
+
+
+if __name__ == "__main__":
+    serve(sys.argv[1], Plan, measure)
