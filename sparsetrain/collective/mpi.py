@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from sparsetrain.collective.connections import Connections
+from sparsetrain.collective.mpi_gpu import gpu_aware
 from sparsetrain.collective.transport import PeerLost, Transport
 from sparsetrain.collective.world import World
 from sparsetrain.config.errors import JobError
@@ -30,7 +31,8 @@ class MpiTransport(Transport):
 
     After that the ranks are out of step: the transport is of no further use, and the process should end by
     `communicator.Abort`, since MPI's own end waits for all ranks. Tensors on the CPU are sent from and received into
-    their own storage; others travel through pinned memory of the host. Sums of 16-bit floats are taken in fp32 and
+    their own storage, and so are those on a GPU where the MPI library says that it can; else they travel through pinned
+    memory of the host. Sums of 16-bit floats are taken in fp32 and
     rounded once. Raises ValueError for a message of 2 GiB and more; sums and broadcasts may be of any size.
     """
 
@@ -46,35 +48,36 @@ class MpiTransport(Transport):
         self.timeout = timeout
         self.connections = connections or Connections()
         self.mpi = _load()
+        self.direct = self.device.type == "cuda" and gpu_aware(self.mpi)
         self._parked: list[Any] = []
 
     def _all_reduce(self, tensor: Tensor) -> None:
         # MPI libraries do not know bf16: one raises, another answers NaN.
-        host = _host(tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor)
+        host = self._near(tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor)
         element = self._element(host.dtype)
         for piece in host.view(-1).split(max(1, LARGEST // host.element_size())):
-            request = self.communicator.Iallreduce(self.mpi.IN_PLACE, [piece.numpy(), element], op=self.mpi.SUM)
+            request = self.communicator.Iallreduce(self.mpi.IN_PLACE, [_buffer(piece), element], op=self.mpi.SUM)
             self._wait("all_reduce", [request], host)
         if host is not tensor:
             tensor.copy_(host)
 
     def _all_gather(self, tensor: Tensor) -> list[Tensor]:
         flat = tensor.view(-1)
-        parts = self._swap("all_gather", [_host(flat)] * self.size, [flat.numel()] * self.size, flat.clone())
+        parts = self._swap("all_gather", [self._near(flat)] * self.size, [flat.numel()] * self.size, flat.clone())
         return [part.view_as(tensor) for part in parts]
 
     def _all_gather_v(self, tensor: Tensor, lengths: Sequence[int]) -> list[Tensor]:
-        return self._swap("all_gather_v", [_host(tensor)] * self.size, lengths, tensor)
+        return self._swap("all_gather_v", [self._near(tensor)] * self.size, lengths, tensor)
 
     def _all_to_all_v(self, parts: Sequence[Tensor], sizes: Sequence[int]) -> list[Tensor]:
-        return self._swap("all_to_all_v", [_host(part) for part in parts], sizes, parts[self.rank])
+        return self._swap("all_to_all_v", [self._near(part) for part in parts], sizes, parts[self.rank])
 
     def _swap(self, call: str, parts: Sequence[Tensor], sizes: Sequence[int], own: Tensor) -> list[Tensor]:
         """Send the host's parts[r] to rank r; return the `sizes` elements of the others, and `own` in its place."""
         # Why not Iallgatherv and Ialltoallv: the latter wants all parts in one buffer, and MPICH takes longer in both.
         # 4 ranks, 0.6 MB each, one host, interleaved, medians of 22: 0.81-0.84 ms here, 0.86 and 1.06 ms there;
         # a gather of 16 MB each: 40 and 88 ms.
-        arrived = [own if source == self.rank else _host_empty(size, own) for source, size in enumerate(sizes)]
+        arrived = [own if source == self.rank else self._empty(size, own) for source, size in enumerate(sizes)]
         requests: list[Any] = []
         sources: list[int | None] = []
         for step in range(1, self.size):
@@ -89,7 +92,7 @@ class MpiTransport(Transport):
         return [part.to(own.device) for part in arrived]
 
     def _broadcast(self, tensor: Tensor, source: int) -> None:
-        host = _host(tensor)
+        host = self._near(tensor)
         for piece in _raw(host).split(LARGEST):
             self._wait("broadcast", [self.communicator.Ibcast(self._bytes("broadcast", piece), source)], host)
         if host is not tensor:
@@ -141,7 +144,22 @@ class MpiTransport(Transport):
         if tensor.nbytes > LARGEST:
             raise ValueError(f"{call} on rank {self.rank}: a message of {tensor.nbytes} bytes, at most {LARGEST}")
         # Bytes, since MPI libraries do not know all of torch's types.
-        return [_raw(tensor).numpy(), tensor.nbytes, self.mpi.BYTE]
+        return [_buffer(_raw(tensor)), tensor.nbytes, self.mpi.BYTE]
+
+    def _near(self, tensor: Tensor) -> Tensor:
+        """Return the tensor itself where MPI can read it, else a copy in pinned memory of the host."""
+        if tensor.device.type == "cpu":
+            return tensor
+        if self.direct:
+            torch.cuda.current_stream(tensor.device).synchronize()  # MPI knows nothing of torch's streams
+            return tensor
+        return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor)
+
+    def _empty(self, count: int, like: Tensor) -> Tensor:
+        """Return room for what comes, where MPI can write it."""
+        if self.direct:
+            return like.new_empty(count)
+        return torch.empty(count, dtype=like.dtype, pin_memory=like.device.type != "cpu")
 
     def _element(self, dtype: torch.dtype) -> Any:
         names = {
@@ -187,15 +205,9 @@ def _load() -> Any:
     return MPI
 
 
-def _host(tensor: Tensor) -> Tensor:
-    """Return the tensor itself when it is on the CPU, else a copy in pinned memory."""
-    if tensor.device.type == "cpu":
-        return tensor
-    return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor)
-
-
-def _host_empty(count: int, like: Tensor) -> Tensor:
-    return torch.empty(count, dtype=like.dtype, pin_memory=like.device.type != "cpu")
+def _buffer(tensor: Tensor) -> Any:
+    """Return what mpi4py takes: an array of the host's memory, or the tensor, which tells where it lies on a GPU."""
+    return tensor.numpy() if tensor.device.type == "cpu" else tensor
 
 
 def _raw(tensor: Tensor) -> Tensor:
