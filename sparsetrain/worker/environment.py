@@ -62,6 +62,12 @@ def launcher(env: Mapping[str, str]) -> str:
     return "slurm" if task[0] is not None else "process"
 
 
+def starter(env: Mapping[str, str]) -> str:
+    """Return the launcher's name for people: as `launcher`, and DeepSpeed's, which sets what torchrun does and more."""
+    who = launcher(env)
+    return "deepspeed" if who == "torchrun" and "CROSS_RANK" in env else who
+
+
 def rank_of(env: Mapping[str, str]) -> str:
     """Return the rank as the launcher tells it, for a process that does not know more yet."""
     keys = {"torchrun": ["RANK"], "slurm": ["SLURM_PROCID"], "mpi": [rank for rank, _ in MPI_KEYS], "process": []}

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from sparsetrain.config.errors import JobError
 from sparsetrain.config.load import load_job
 from sparsetrain.worker import existing, record, stored
-from sparsetrain.worker.environment import from_environment, launcher, rank_of
+from sparsetrain.worker.environment import from_environment, launcher, rank_of, starter
 from sparsetrain.worker.main import check_size
 from sparsetrain.worker.mpi_ranks import find_place
 from sparsetrain.worker.notice import Notice
@@ -50,7 +50,12 @@ def run(arguments: list[str], say: Callable[[str], None], notice: Notice) -> int
     where = f"rank {place.rank} on {place.node}"
     with record.held(folder) if place.rank == 0 else contextlib.nullcontext():
         if place.rank == 0:
-            plan = {"name": job.name, "launcher": who, "workers": place.size, **dataclasses.asdict(place)}
+            plan = {
+                "name": job.name,
+                "launcher": starter(os.environ),
+                "workers": place.size,
+                **dataclasses.asdict(place),
+            }
             record.begin(job, folder, plan)
         try:
             signal.signal(signal.SIGTERM, _stopped)

@@ -229,7 +229,11 @@ def test_a_batch_script_for_ray(programs: pathlib.Path) -> None:
         ),
         ({"name": "mpi", "hosts": ["localhost", "nowhere.invalid"]}, 4, "cluster.launcher.hosts: no host 'nowhere.inv"),
         ({"name": "slurm", "nodes": 3}, 4, "cluster.launcher.nodes: 3 nodes do not share cluster.workers (4) evenly"),
-        ("slurm", {"min": 2, "max": 4}, "cluster.workers: 2 to 4 is for Ray; slurm starts a fixed number"),
+        (
+            "slurm",
+            {"min": 2, "max": 4},
+            "cluster.workers: 2 to 4 is for Ray; slurm starts a fixed number (allowed with cluster.launcher.ray=true)",
+        ),
     ],
 )
 def test_what_cannot_be_started_is_refused(programs: pathlib.Path, launcher: Any, workers: Any, said: str) -> None:

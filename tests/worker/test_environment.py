@@ -3,7 +3,15 @@ from __future__ import annotations
 import pytest
 
 from sparsetrain.config.errors import JobError
-from sparsetrain.worker.environment import Place, first_host, from_environment, from_torchrun, launcher, rank_of
+from sparsetrain.worker.environment import (
+    Place,
+    first_host,
+    from_environment,
+    from_torchrun,
+    launcher,
+    rank_of,
+    starter,
+)
 
 TORCHRUN = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "29500"}
 SLURM = {
@@ -109,3 +117,10 @@ def test_a_list_that_is_not_understood(hosts: str) -> None:
 )
 def test_who_started_this_process(env: dict[str, str], who: str, rank: str) -> None:
     assert (launcher(env), rank_of(env)) == (who, rank)
+
+
+def test_deepspeeds_launcher_is_told_from_torchrun():
+    env = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
+    assert (launcher(env), starter(env)) == ("torchrun", "torchrun")
+    assert starter({**env, "CROSS_RANK": "0"}) == "deepspeed"
+    assert starter({}) == "process"

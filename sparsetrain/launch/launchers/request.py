@@ -32,9 +32,10 @@ class Request:
         """Return the workers of a node. Raises JobError where they are not the same on all, for the field `field`."""
         workers = self.job.cluster.workers
         if workers.varies:
+            name = self.job.cluster.launcher.name
+            how = " (allowed with cluster.launcher.ray=true)" if name == "slurm" else ""
             raise JobError(
-                f"cluster.workers: {workers.min} to {workers.max} is for Ray; {self.job.cluster.launcher.name} starts a"
-                " fixed number"
+                f"cluster.workers: {workers.min} to {workers.max} is for Ray; {name} starts a fixed number{how}"
             )
         if workers.max % nodes:
             raise JobError(f"{field}: {nodes} nodes do not share cluster.workers ({workers.max}) evenly")
