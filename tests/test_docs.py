@@ -84,3 +84,13 @@ def test_the_couplings_of_the_page_are_removable_units(tmp_path, monkeypatch):
     masks = build(job, World()).masks
     kept = masks.masks.masks["out.weight"].any(0)
     assert int(kept.sum()) == 8 and torch.all(masks.masks.masks["embed.weight"] == kept)
+
+
+def test_every_cluster_for_plan_is_one():
+    from sparsetrain.plan.cluster import cluster_of, load_cluster
+
+    root = pathlib.Path(__file__).parent.parent
+    files = sorted((root / "cluster_configs/plan").glob("*.yaml"))
+    assert len(files) >= 3 and all(load_cluster(str(path)).fabric().ranks > 1 for path in files)
+    (block,) = re.findall(r"```yaml\n(.*?)```", (root / "docs/concepts/planner.md").read_text(), re.DOTALL)
+    assert cluster_of(yaml.safe_load(block)).workers == 32
