@@ -1,9 +1,10 @@
-"""The hook inside accelerate: `torchrun --standalone --nproc-per-node 2 accelerate_loop.py` (pip install accelerate)."""
+"""The hook inside accelerate (pip install accelerate): `torchrun --standalone --nproc-per-node 2 accelerate_loop.py`."""
 
 import torch
 from accelerate import Accelerator
-from sparsetrain import Exchange, HookState, comm_hook, torch_world
 from torch.utils.data import DataLoader, TensorDataset
+
+from sparsetrain import Exchange, HookState, comm_hook, torch_world
 
 STEPS = 60
 

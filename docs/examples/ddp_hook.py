@@ -2,8 +2,9 @@
 
 import torch
 import torch.distributed as dist
-from sparsetrain import Exchange, HookState, comm_hook, torch_world
 from torch.nn.parallel import DistributedDataParallel
+
+from sparsetrain import Exchange, HookState, comm_hook, torch_world
 
 STEPS = 80
 

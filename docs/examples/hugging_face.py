@@ -22,7 +22,8 @@ class GPT2(nn.Module):
 
     def __init__(self, config):
         super().__init__()
-        sizes = {"n_layer": config.layers, "n_embd": config.width, "n_head": config.heads, "n_positions": config.context}
+        sizes = {"n_layer": config.layers, "n_embd": config.width, "n_head": config.heads}
+        sizes["n_positions"] = config.context
         inner = GPT2LMHeadModel(GPT2Config(vocab_size=256, bos_token_id=0, eos_token_id=0, **sizes))
         # Its own submodules under their own names, so that a file of save_pretrained fits as it is.
         self.transformer, self.lm_head = inner.transformer, inner.lm_head

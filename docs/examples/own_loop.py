@@ -2,6 +2,7 @@
 
 import torch
 import torch.distributed as dist
+
 from sparsetrain import Exchange, GradientExchange, MaskController, Masks, torch_world
 
 STEPS = 80

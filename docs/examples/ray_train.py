@@ -8,6 +8,7 @@ import torch
 import torch.distributed as dist
 from ray.train import RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer, prepare_model
+
 from sparsetrain import Exchange, HookState, comm_hook, torch_world
 
 STEPS = 40

@@ -95,6 +95,7 @@ def process_group(
         with connections.watched():
             meet = datetime.timedelta(seconds=job.cluster.collective_timeout)
             store = meeting_point(place, meet, listener)
+            _number_anew()
             # Gloo tries to reach a rank for as long as its collectives may take: at first that is no longer than this.
             dist.init_process_group(backend, store=store, rank=place.rank, world_size=place.size, timeout=meet)
             _set_pg_timeout(datetime.timedelta(seconds=limit))
@@ -112,6 +113,16 @@ def process_group(
         dist.destroy_process_group()
         raise
     dist.destroy_process_group()
+
+
+def _number_anew() -> None:
+    """Let this process's next group have the number that it has in a process which has made none.
+
+    Ranks find each other under that number, and a group that could not be formed keeps the one it got: whoever has
+    failed to meet once would never meet a rank that was started since.
+    """
+    if not dist.is_initialized():
+        dist.distributed_c10d._world.group_count = 0
 
 
 def meeting_point(place: Place, timeout: datetime.timedelta, listener: socket.socket | None = None) -> dist.TCPStore:
