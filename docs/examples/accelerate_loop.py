@@ -1,4 +1,4 @@
-"""The hook inside accelerate (pip install accelerate): `torchrun --standalone --nproc-per-node 2 accelerate_loop.py`."""
+"""The hook inside accelerate: `torchrun --standalone --nproc-per-node 2 accelerate_loop.py`. Needs accelerate."""
 
 import torch
 from accelerate import Accelerator
