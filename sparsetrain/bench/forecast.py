@@ -18,12 +18,11 @@ from sparsetrain.bench import table
 from sparsetrain.bench.auto import Plan as Base
 from sparsetrain.bench.auto_rank import job_of
 from sparsetrain.bench.ranks import Ranks, run
-from sparsetrain.bench.simulation import errors
+from sparsetrain.bench.simulation import costs_of, errors
 from sparsetrain.config.job import Job
 from sparsetrain.config.load import apply_overrides, parse, to_tree
 from sparsetrain.plan.cluster import Stragglers
 from sparsetrain.plan.compute import codec_of
-from sparsetrain.plan.costs import measure as measured_costs
 from sparsetrain.plan.fabric import flat
 from sparsetrain.plan.fill import Random
 from sparsetrain.plan.forecast import computing, settings_of
@@ -80,7 +79,7 @@ def compare(cell: Ranks, figures: Sequence[Mapping[str, Any]], plan: Plan) -> li
         for name in figures[0]["seconds"]
     }
     medians = {name: statistics.median(times) for name, times in slowest.items()}
-    costs = measured_costs(codec, plan.density).scaled(shared)
+    costs = costs_of(figures).scaled(shared)
     profile = Profile(compute_s=medians[IDEAL], costs=costs, codec=codec)
     model, network = model_of(job), figures[0]["network"]
     spare = min(1.0, max(0.0, cores / cell.hosts - 1.0))

@@ -17,12 +17,17 @@ from sparsetrain.engine.matmul import prefer_fast_matmul
 from sparsetrain.engine.state import build
 from sparsetrain.engine.trainer import Trainer
 from sparsetrain.gradient.calibration import measure_network
+from sparsetrain.plan.compute import codec_of
+from sparsetrain.plan.costs import measure as measured_costs
+from sparsetrain.plan.rest import with_rest
 
 
 def measure(place: Place, plan: Plan, way: Way) -> dict[str, Any]:
     """Return this rank's figures: the network, and seconds of a step in each round by way. Collective."""
     prefer_fast_matmul(lambda line: None)
     network = measure_network(way())
+    codec = codec_of(next(iter(jobs(plan).values())))
+    costs = with_rest(measured_costs(codec, plan.density), codec, plan.density)
     with contextlib.ExitStack() as stack:
         steps: dict[str, Step] = {}
         for name, job in jobs(plan).items():
@@ -36,7 +41,7 @@ def measure(place: Place, plan: Plan, way: Way) -> dict[str, Any]:
                 spent, _ = once(step, plan.steps, None)
                 if turn:  # the first turn touches memory
                     seconds[name].append(spent)
-    return {"network": dataclasses.asdict(network), "seconds": seconds}
+    return {"network": dataclasses.asdict(network), "costs": dataclasses.asdict(costs), "seconds": seconds}
 
 
 if __name__ == "__main__":

@@ -20,7 +20,8 @@ from sparsetrain.plan.costs import Costs
 from sparsetrain.plan.costs import measure as measured_costs
 from sparsetrain.plan.fabric import Fabric, Level, flat
 from sparsetrain.plan.fill import Fill, Random
-from sparsetrain.plan.walks import WALKS, Work
+from sparsetrain.plan.rest import with_rest
+from sparsetrain.plan.walks import WALKS, Work, walk
 
 NAMES = tuple(name for name in WALKS if name not in (LOWRANK, "packed"))
 FABRICS = ("flat", "fat_tree", "two_level", "sites")
@@ -80,7 +81,7 @@ def measure(plan: Plan, fill: Fill | None = None, costs: Costs | None = None) ->
     """Return a row per number of ranks with the milliseconds of every collective, and the quickest."""
     config = adapter(Exchange).validate_python({"values": plan.values, "indices": plan.indices})
     codec = Codec(config.indices.build(), config.values.build())
-    costs = measured_costs(codec, plan.density) if costs is None else costs
+    costs = with_rest(measured_costs(codec, plan.density), codec, plan.density) if costs is None else costs
     rows = []
     for ranks in plan.ranks:
         fabric, group = plan.links(ranks)
@@ -95,7 +96,7 @@ def measure(plan: Plan, fill: Fill | None = None, costs: Costs | None = None) ->
         row: dict[str, Any] = {"ranks": ranks}
         for name in NAMES:
             fabric.rest()
-            row[name] = 1e3 * float(WALKS[name](fabric, np.zeros(ranks), work).max())
+            row[name] = 1e3 * float(walk(name, fabric, np.zeros(ranks), work).max())
         rows.append({**row, "best": min(NAMES, key=row.__getitem__)})
     return rows
 

@@ -22,10 +22,9 @@ from sparsetrain.config.component import adapter
 from sparsetrain.config.job import Exchange
 from sparsetrain.gradient.density import entries
 from sparsetrain.plan.costs import Costs
-from sparsetrain.plan.costs import measure as measured_costs
 from sparsetrain.plan.fabric import flat
 from sparsetrain.plan.fill import Random
-from sparsetrain.plan.walks import WALKS, Work
+from sparsetrain.plan.walks import WALKS, Work, walk
 
 COLUMNS = ("rate", "ranks", "collective", "measured_ms", "simulated_ms", "error")
 LOWRANK = "lowrank"
@@ -57,22 +56,22 @@ class Plan:
 def measure(ranks: Sequence[Ranks], plan: Plan) -> list[dict[str, Any]]:
     """Return a row with COLUMNS for each collective and cell. Raises RankFailed, and HostsUnavailable where there can
     be no hosts; nothing is left running then."""
-    costs = measured_costs(plan.codec(), plan.density)
     rows = []
     for cell in ranks:
         figures = run(cell, "sparsetrain.bench.simulation_rank", dataclasses.asdict(plan))
-        rows += compare(cell, figures, plan, costs)
+        rows += compare(cell, figures, plan)
     return rows
 
 
-def compare(cell: Ranks, figures: Sequence[Mapping[str, Any]], plan: Plan, costs: Costs) -> list[dict[str, Any]]:
+def compare(cell: Ranks, figures: Sequence[Mapping[str, Any]], plan: Plan) -> list[dict[str, Any]]:
     """Return the rows of one cell."""
     shared = max(1.0, cell.hosts / len(os.sched_getaffinity(0)))
+    costs = costs_of(figures).scaled(shared)
     found = []
     for name in figures[0]["seconds"]:
         slowest = [max(t) for t in zip(*(each["seconds"][name] for each in figures), strict=True)]
         measured = statistics.median(slowest)
-        simulated = simulate(name, cell.hosts, figures[0]["network"], plan, costs.scaled(shared))
+        simulated = simulate(name, cell.hosts, figures[0]["network"], plan, costs)
         found.append(
             {
                 "rate": cell.rate,
@@ -86,6 +85,13 @@ def compare(cell: Ranks, figures: Sequence[Mapping[str, Any]], plan: Plan, costs
     return found
 
 
+def costs_of(figures: Sequence[Mapping[str, Any]]) -> Costs:
+    """Return the costs that rank 0 has measured, all ranks at work."""
+    found = dict(figures[0]["costs"])
+    rest = tuple((name, each) for name, each in found.pop("rest"))
+    return Costs(**found, rest=rest)
+
+
 def simulate(name: str, ranks: int, network: Mapping[str, float], plan: Plan, costs: Costs) -> float:
     """Return the seconds of one collective among so many ranks that are joined alike."""
     rate = network["reduce_rate" if name in ("dense", "packed") and plan.values == "fp32" else "gather_rate"]
@@ -97,7 +103,7 @@ def simulate(name: str, ranks: int, network: Mapping[str, float], plan: Plan, co
         costs=costs,
         fill=Random(),
     )
-    return float(WALKS[name](fabric, np.zeros(ranks), work).max())
+    return float(walk(name, fabric, np.zeros(ranks), work).max())
 
 
 def errors(rows: Sequence[Mapping[str, Any]]) -> tuple[float, float]:

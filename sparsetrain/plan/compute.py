@@ -13,8 +13,10 @@ from sparsetrain.collective.payload import Codec
 from sparsetrain.collective.world import World
 from sparsetrain.config.job import Job
 from sparsetrain.engine.matmul import prefer_fast_matmul
+from sparsetrain.engine.memory import keep_freed_memory
 from sparsetrain.engine.state import build
 from sparsetrain.plan.costs import measure as measured_costs
+from sparsetrain.plan.rest import with_rest
 from sparsetrain.plan.step import Profile
 
 STEPS, WARMUP = 5, 2
@@ -50,7 +52,9 @@ def codec_of(job: Job) -> Codec:
 def profile_of(job: Job, compute_s: float | None, slower: float) -> Profile:
     """Return the profile of this machine's processor, `slower` times as long for each thing; `compute_s` where it is
     known."""
+    keep_freed_memory()  # as every worker does
     codec = codec_of(job)
     costs = measured_costs(codec, job.exchange.density, max(1, job.cluster.threads_per_worker))
+    costs = with_rest(costs, codec, job.exchange.density)
     seconds = compute_seconds(job) * slower if compute_s is None else compute_s
     return Profile(compute_s=seconds, costs=costs.scaled(slower), codec=codec)

@@ -1,22 +1,29 @@
-"""What the exchange costs a processor: seconds an element and an entry, measured on this machine in two seconds."""
+"""What the exchange costs a processor: seconds an element and an entry, measured on this machine in some seconds.
+
+Counted is the processor's time of this thread, so that it does not matter what else runs; caches hold something else
+before each turn, as they do in a training step.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-import math
+import statistics
 import time
 from collections.abc import Callable
 
 import torch
 
 from sparsetrain.collective.entries import Entries
+from sparsetrain.collective.gtopk import GTopK
 from sparsetrain.collective.payload import Codec, Frame
+from sparsetrain.config.component import NoOptions
 from sparsetrain.kernels.combine import combine
 from sparsetrain.kernels.merge import merge
 from sparsetrain.kernels.select import select
 
 SIZE = 1 << 21  # elements that are timed with: larger than a cache, quick enough to repeat
 TURNS = 5
+OTHER = 1 << 23  # elements that push all else out of the caches
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -34,8 +41,11 @@ class Costs:
     combine_entry_s: float = 0.0
     pass_element_s: float = 0.0  # one pass over memory: an addition
     factor_element_s: float = 0.0  # of lowrank, an element and a rank of the factors
+    pair_entry_s: float = 0.0  # of gtopk's merge and second selection
     call_s: float = 0.0
     message_s: float = 0.0
+    # By collective: what the parts above leave unexplained, an element of the bucket.
+    rest: tuple[tuple[str, float], ...] = ()
 
     def select(self, size: float) -> float:
         return self.call_s + size * self.select_element_s
@@ -55,9 +65,18 @@ class Costs:
     def passes(self, size: float, count: float = 1.0) -> float:
         return self.call_s + count * size * self.pass_element_s
 
+    def values(self, count: float) -> float:
+        return self.call_s + count * (self.encode_value_s + self.decode_value_s)
+
+    def unexplained(self, collective: str, size: float) -> float:
+        """Return the seconds of an exchange of `size` elements that no part accounts for."""
+        return next((each * size for name, each in self.rest if name == collective), 0.0)
+
     def scaled(self, factor: float) -> Costs:
         """Return what a processor costs that takes `factor` times as long."""
-        return Costs(**{field.name: factor * getattr(self, field.name) for field in dataclasses.fields(self)})
+        numbers = {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name != "rest"}
+        rest = tuple((name, factor * each) for name, each in self.rest)
+        return Costs(**{name: factor * value for name, value in numbers.items()}, rest=rest)
 
 
 def measure(codec: Codec, density: float, threads: int = 1) -> Costs:
@@ -80,34 +99,39 @@ def _measured(codec: Codec, density: float) -> Costs:
     message = codec.encode(entries, frame)
     other = select(None, torch.randn(SIZE, generator=draw), k)
     few = Entries(torch.arange(8, dtype=torch.int32), torch.ones(8))
-    call = _least(lambda: codec.decode(codec.encode(few, Frame(64, 0, 0)), Frame(64, 0, 0), 0)) / 2
+    call = _seconds(lambda: codec.decode(codec.encode(few, Frame(64, 0, 0)), Frame(64, 0, 0), 0), 1) / 2
     whole, like = Entries(None, noise, shared=True), Entries(None, out, shared=True)
     values = codec.encode(whole, frame)
-    empty = _least(lambda: merge([], out, 1.0))
+    empty = _seconds(lambda: merge([], out, 1.0))
     both = (chosen.indices, chosen.values), (other.indices, other.values)
+    pair = (Entries(chosen.indices, chosen.values, asked=k), Entries(other.indices, other.values, asked=k))
+    again = GTopK(NoOptions())
     matrix, thin = noise.view(-1, 512), torch.randn(512, 4, generator=draw)
     return Costs(
-        select_element_s=_least(lambda: select(old, buffer, k)) / SIZE,
-        encode_entry_s=max(0.0, _least(lambda: codec.encode(entries, frame)) - call) / k,
-        decode_entry_s=max(0.0, _least(lambda: codec.decode(message, frame, 0)) - call) / k,
-        encode_value_s=_least(lambda: codec.encode(whole, frame)) / SIZE,
-        decode_value_s=_least(lambda: codec.decode(values, frame, 0, like)) / SIZE,
+        select_element_s=_seconds(lambda: select(old, buffer, k)) / SIZE,
+        encode_entry_s=max(0.0, _seconds(lambda: codec.encode(entries, frame)) - call) / k,
+        decode_entry_s=max(0.0, _seconds(lambda: codec.decode(message, frame, 0)) - call) / k,
+        encode_value_s=_seconds(lambda: codec.encode(whole, frame)) / SIZE,
+        decode_value_s=_seconds(lambda: codec.decode(values, frame, 0, like)) / SIZE,
         merge_element_s=empty / SIZE,
-        merge_entry_s=max(0.0, _least(lambda: merge(both, out, 0.5)) - empty) / (2 * k),
-        combine_entry_s=_least(lambda: combine(*both)) / (2 * k),
-        pass_element_s=_least(lambda: torch.add(old, noise, out=out)) / SIZE,
+        merge_entry_s=max(0.0, _seconds(lambda: merge(both, out, 0.5)) - empty) / (2 * k),
+        combine_entry_s=_seconds(lambda: combine(*both)) / (2 * k),
+        pair_entry_s=_seconds(lambda: again.merged(*pair, frame, codec)) / (2 * k),
+        pass_element_s=_seconds(lambda: torch.add(old, noise, out=out)) / SIZE,
         # Two products with a thin matrix to make the factors, one to put them together, twice orthogonal.
-        factor_element_s=4 * _least(lambda: torch.mm(matrix, thin)) / (SIZE * thin.shape[1]),
+        factor_element_s=4 * _seconds(lambda: torch.mm(matrix, thin)) / (SIZE * thin.shape[1]),
         call_s=call,
         message_s=call / 2,
     )
 
 
-def _least(call: Callable[[], object]) -> float:
-    """Return the shortest of some tries: whatever else runs can only add to it."""
-    best = math.inf
+def _seconds(call: Callable[[], object], others: int = OTHER) -> float:
+    """Return the median processor seconds of some tries, each after a pass over so many `others` in the caches."""
+    other, spent = torch.ones(others), []
+    call()
     for _ in range(TURNS):
-        began = time.perf_counter()
+        other.mul_(1.0)
+        began = time.thread_time()
         call()
-        best = min(best, time.perf_counter() - began)
-    return best
+        spent.append(time.thread_time() - began)
+    return statistics.median(spent)

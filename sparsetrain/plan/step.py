@@ -18,7 +18,7 @@ from sparsetrain.plan.costs import Costs
 from sparsetrain.plan.fabric import Fabric, Level, Times
 from sparsetrain.plan.fill import Fill
 from sparsetrain.plan.model import Model, Part
-from sparsetrain.plan.walks import WALKS, Work, dense, gather
+from sparsetrain.plan.walks import Work, gather, walk
 
 WAYS = 3  # buckets on the wire at once (gradient.exchange.WAYS)
 WORD = 40  # bytes that ranks exchange when all has arrived
@@ -111,12 +111,12 @@ def simulate(
         selected = np.maximum(selected, ready) + before
         way = ways[number % len(ways)]
         busy = processor_s(setting.walk, work, fabric.ranks)
-        way[:] = WALKS[setting.walk](fabric, np.maximum(selected, way), work)
+        way[:] = walk(setting.walk, fabric, np.maximum(selected, way), work)
         spent += before + busy
     last = np.maximum.reduce([ready_at, *ways])
     small = Work(size=max(1, model.small), count=max(1, model.small), codec=codec, costs=costs, fill=fill)
     if model.small:
-        last = np.maximum(last, dense(fabric, np.maximum(ways[min(1, len(ways) - 1)], ready_at), small))
+        last = np.maximum(last, walk("dense", fabric, np.maximum(ways[min(1, len(ways) - 1)], ready_at), small))
     last = np.maximum(last, ready_at + lost * spent)
     last = gather(fabric, last, WORD)
     exposed = float(last.max() - ready_at.max())
@@ -131,10 +131,10 @@ def simulate(
 
 
 @functools.lru_cache(maxsize=4096)
-def processor_s(walk: str, work: Work, ranks: int) -> float:
+def processor_s(name: str, work: Work, ranks: int) -> float:
     """Return the processor's part of a walk: what is left of it on links that take no time."""
     nothing = Fabric([Level(name="nothing", members=ranks, rate=1e15, latency_s=0.0)], ranks)
-    return float(WALKS[walk](nothing, np.zeros(ranks), work).max())
+    return float(walk(name, nothing, np.zeros(ranks), work).max())
 
 
 def work_of(

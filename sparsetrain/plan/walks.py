@@ -83,7 +83,8 @@ def _by_owners(fabric: Fabric, at: Times, work: Work, passed: float, looks: int)
     # The regions' edges are looked at anew once in eight exchanges.
     edges = reduce(fabric, np.zeros(ranks), LENGTH * (ranks - 1), 0.0) / 8
     fabric.rest()
-    at = at + edges + ranks * costs.call_s + costs.encode(work.count) + ranks * costs.message_s
+    at = at + edges + ranks * costs.call_s + costs.encode(work.count) + costs.values(work.count)
+    at = at + ranks * costs.message_s
     at = fabric.all_to_all(fabric.all_to_all(at, LENGTH), work.message(own, region))
     at = at + ranks * costs.call_s + costs.decode(work.count) + costs.merge(region, work.count)
     at = at + costs.passes(region, 2)
@@ -97,9 +98,9 @@ def _by_owners(fabric: Fabric, at: Times, work: Work, passed: float, looks: int)
 def gtopk(fabric: Fabric, at: Times, work: Work) -> Times:
     """Pairs merge and keep the largest."""
     costs, k = work.costs, work.count
-    after = costs.decode(k) + costs.combine(2 * k) + costs.select(2 * k)
+    before, after = costs.encode(k) + costs.values(k), costs.decode(k) + costs.call_s + 2 * k * costs.pair_entry_s
     told = not work.codec.fixed
-    return _pairs(fabric, at, lambda ranks: (work.message(k), costs.encode(k) + costs.decode(k) / 2, after), told)
+    return _pairs(fabric, at, lambda ranks: (work.message(k), before, after), told) + costs.merge(work.size, k)
 
 
 def recursive_doubling(fabric: Fabric, at: Times, work: Work) -> Times:
@@ -109,7 +110,7 @@ def recursive_doubling(fabric: Fabric, at: Times, work: Work) -> Times:
     def turn(ranks: float) -> tuple[float, float, float]:
         held, merged = work.union(ranks), work.union(2 * ranks)
         size = min(work.message(held), work.values(work.size))
-        return size, costs.encode(held) + costs.decode(held) / 2, costs.decode(held) + costs.combine(2 * merged)
+        return size, costs.encode(held) + costs.values(held), costs.decode(held) + costs.combine(2 * merged)
 
     return _pairs(fabric, at, turn, True) + costs.merge(work.size, work.union(fabric.ranks))
 
@@ -198,6 +199,12 @@ WALKS: dict[str, Walk] = {
     "dense": dense,
     "lowrank": lowrank,
 }
+
+
+def walk(name: str, fabric: Fabric, at: Times, work: Work) -> Times:
+    """Return when each rank has the mean by the collective `name`, what its parts leave unexplained included."""
+    size = work.whole or work.size if name == "dense" else work.size
+    return WALKS[name](fabric, at + work.costs.unexplained(name, size), work)
 
 
 def gather(fabric: Fabric, at: Times, size: float) -> Times:

@@ -1,5 +1,6 @@
 """Every example runs as its first lines say."""
 
+import importlib
 import importlib.util
 import pathlib
 import re
@@ -73,10 +74,13 @@ def test_inside_accelerate(desk: Desk):
 @missing("transformers")
 def test_a_hugging_face_model_from_safetensors(desk: Desk, monkeypatch: pytest.MonkeyPatch):
     from safetensors.torch import save_file
-    from transformers import GPT2Config, GPT2LMHeadModel
+
+    transformers = importlib.import_module("transformers")
 
     sizes = {"n_layer": 2, "n_embd": 64, "n_head": 4, "n_positions": 64}
-    saved = GPT2LMHeadModel(GPT2Config(vocab_size=256, bos_token_id=0, eos_token_id=0, **sizes)).state_dict()
+    saved = transformers.GPT2LMHeadModel(
+        transformers.GPT2Config(vocab_size=256, bos_token_id=0, eos_token_id=0, **sizes)
+    ).state_dict()
     weights = {name: tensor.clone() for name, tensor in saved.items() if name != "lm_head.weight"}
     save_file(weights, desk.folder / "model.safetensors")
     code, out, err = desk.call(

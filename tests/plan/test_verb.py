@@ -19,7 +19,7 @@ FAST = ("--set", "compute_s=0.05")
 
 
 def planned(*words: str) -> dict:
-    found = CliRunner().invoke(cli, ["plan", *words, *FAST, "--json"], catch_exceptions=False)
+    found = CliRunner().invoke(cli, ["plan", *FAST, *words, "--json"], catch_exceptions=False)
     assert found.exit_code == 0, found.output
     return json.loads(found.output)
 
@@ -31,7 +31,9 @@ def test_a_slow_link_wants_compression_and_a_fast_one_none():
     assert ways["dense"]["step_ms"] > 5 * ways[slow["chosen"]]["step_ms"]
     assert ways["dense"]["exposed_ms"] == pytest.approx(ways["dense"]["step_ms"] - 50)
     assert set(ways) > {"dense", "lowrank", "allgather", "ok_topk", "gtopk", "recursive_doubling", "hierarchical"}
-    fast = planned("text_gpt", "exchange.every=1", "--set", "network.rate=none", "--set", "spare=1", "--set", "nodes=2")
+    fast = planned(
+        "text_gpt", "exchange.every=1", "--set", "network.rate=none", "--set", "compute_s=2", "--set", "nodes=2"
+    )
     assert fast["chosen"] == "dense" and "Train dense" in fast["said"][0]
 
 

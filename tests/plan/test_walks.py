@@ -9,6 +9,7 @@ from sparsetrain.collective.collective import Load
 from sparsetrain.plan.costs import Costs, measure
 from sparsetrain.plan.fabric import Fabric, Level, flat
 from sparsetrain.plan.fill import Random
+from sparsetrain.plan.rest import with_rest
 from sparsetrain.plan.walks import WALKS, Work, gather, reduce
 
 RATE, LATENCY = 1e8, 1e-4
@@ -91,5 +92,8 @@ def test_rings_of_thousands_are_cut_short_without_a_difference(monkeypatch):
 
 def test_costs_are_measured_and_scale():
     costs = measure(Plan().codec(), 0.01)
-    assert all(value > 0 for value in vars(costs).values())
+    assert all(value > 0 for name, value in vars(costs).items() if name != "rest")
+    whole = with_rest(costs, Plan().codec(), 0.01)
+    assert {name for name, _ in whole.rest} == set(registry.names("collective"))
+    assert whole.unexplained("packed", 2_000_000) == 2 * whole.unexplained("packed", 1_000_000) > 0
     assert costs.scaled(2.0).decode(1000) == pytest.approx(2 * costs.decode(1000))
