@@ -12,6 +12,7 @@ from sparsetrain.collective.collective import Load, Volume
 from sparsetrain.collective.entries import Entries
 from sparsetrain.collective.payload import Frame
 from sparsetrain.collective.split_reduce import SplitReduce, latencies
+from sparsetrain.collective.whole import whole_sum
 from sparsetrain.collective.world import World
 from sparsetrain.config.numbers import Positive
 
@@ -106,10 +107,8 @@ def kth_magnitude(magnitude: Tensor, k: int, world: World) -> float:
     prefix, wanted = 0, k
     for shift in (24, 16, 8, 0):
         counts = np.bincount((bits >> shift) & 0xFF, minlength=256)
-        # Whole numbers: a sum in any order is the same, so the cheap one will do.
         counted = torch.from_numpy(counts.astype(np.int32)).to(world.transport.device)
-        world.transport.all_reduce(counted, "gradient")
-        total = counted.cpu().numpy()
+        total = whole_sum(counted, world.transport).cpu().numpy()
         reach = np.cumsum(total[::-1])
         if reach[-1] < wanted:
             return 0.0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from sparsetrain.collective.whole import whole_sum
 from sparsetrain.collective.world import World
 
 
@@ -60,7 +61,5 @@ def _average(indices: Tensor, size: int, world: World) -> Tensor:
     at = torch.arange(1, ranks, device=indices.device) * count // ranks
     even = torch.arange(1, ranks, device=indices.device) * size // ranks
     own = indices[at].long() if count else even
-    cuts = own.to(world.transport.device)
-    # Whole numbers: a sum in any order is the same, so the cheap one will do.
-    world.transport.all_reduce(cuts, "gradient")
+    cuts = whole_sum(own.to(world.transport.device), world.transport)
     return torch.cat([torch.tensor([0]), cuts.cpu() // ranks, torch.tensor([size])])

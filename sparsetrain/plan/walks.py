@@ -81,7 +81,7 @@ def _by_owners(fabric: Fabric, at: Times, work: Work, passed: float, looks: int)
     costs, ranks = work.costs, fabric.ranks
     own, region = work.count / ranks, work.size / ranks
     # The regions' edges are looked at anew once in eight exchanges.
-    edges = reduce(fabric, np.zeros(ranks), LENGTH * (ranks - 1), 0.0) / 8
+    edges = _agree(fabric, np.zeros(ranks), LENGTH * (ranks - 1)) / 8
     fabric.rest()
     at = at + edges + ranks * costs.call_s + costs.encode(work.count) + costs.values(work.count)
     at = at + ranks * costs.message_s
@@ -89,7 +89,7 @@ def _by_owners(fabric: Fabric, at: Times, work: Work, passed: float, looks: int)
     at = at + ranks * costs.call_s + costs.decode(work.count) + costs.merge(region, work.count)
     at = at + costs.passes(region, 2)
     for _ in range(looks):
-        at = reduce(fabric, at + costs.call_s, 256 * WORD, 0.0)
+        at = _agree(fabric, at + costs.call_s, 256 * WORD)
     at = at + costs.encode(passed / ranks)
     at = gather(fabric, fabric.all_to_all(at, LENGTH), work.message(passed / ranks, region))
     return at + ranks * costs.call_s + costs.decode(passed) + costs.merge(work.size, passed)
@@ -113,6 +113,11 @@ def recursive_doubling(fabric: Fabric, at: Times, work: Work) -> Times:
         return size, costs.encode(held) + costs.values(held), costs.decode(held) + costs.combine(2 * merged)
 
     return _pairs(fabric, at, turn, True) + costs.merge(work.size, work.union(fabric.ranks))
+
+
+def _agree(fabric: Fabric, at: Times, size: float) -> Times:
+    """Return when all have the sum of some whole numbers (collective.whole)."""
+    return _pairs(fabric, at, lambda ranks: (size, 0.0, 0.0), False)
 
 
 def _pairs(fabric: Fabric, at: Times, turn: Callable[[float], tuple[float, float, float]], told: bool) -> Times:

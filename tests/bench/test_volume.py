@@ -44,9 +44,9 @@ def test_ok_topk_stays_flat_and_every_rank_under_its_bound(rows):
     found = [rows["ok_topk", ranks] for ranks in RANKS]
     assert all(row["distinct"] == 4000 and row["bound_words"] < 6 * 4000 for row in found)
     assert all(row["ratio_to_bound"] < 1 and row["ratio_to_bound_worst"] < 1 for row in found)
-    # Beside the factor (P-1)/P, which alone takes it from 1/2 to 1.
+    # Beside the factor (P-1)/P, which alone takes it from 1/2 to 1; the threshold's four counts add log2 P kB.
     flat = [row["words_sent"] * ranks / (ranks - 1) for row, ranks in zip(found, RANKS, strict=True)]
-    assert max(flat) < 1.1 * min(flat)
+    assert max(flat) < 1.2 * min(flat)
 
 
 def test_ranks_share_some_places_and_not_all(rows):
