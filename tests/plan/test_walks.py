@@ -92,7 +92,8 @@ def test_rings_of_thousands_are_cut_short_without_a_difference(monkeypatch):
 
 def test_costs_are_measured_and_scale():
     costs = measure(Plan().codec(), 0.01)
-    assert all(value > 0 for name, value in vars(costs).items() if name != "rest")
+    assert all(value >= 0 for name, value in vars(costs).items() if name != "rest")
+    assert min(costs.select_element_s, costs.decode_value_s, costs.pass_element_s, costs.call_s) > 0
     whole = with_rest(costs, Plan().codec(), 0.01)
     assert {name for name, _ in whole.rest} == set(registry.names("collective"))
     assert whole.unexplained("packed", 2_000_000) == 2 * whole.unexplained("packed", 1_000_000) >= 0
