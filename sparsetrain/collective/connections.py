@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import os
 import pathlib
+import re
 import socket
 import threading
 import time
@@ -29,6 +30,7 @@ class Connections:
     def __init__(self) -> None:
         self.cut_off = False
         self.late = ""
+        self.owners: dict[str, int] = {}  # which rank has a connection's end, by "address:port"
         self._ports: set[int] = set()
         self._before: frozenset[str] | None = None  # while a group is being made
         self._since: dict[int, float] = {}  # by thread, on the clock
@@ -52,10 +54,26 @@ class Connections:
         before = self._before or frozenset()
         return [port for fd, name in _sockets().items() if name not in before and (port := _listens(fd))]
 
+    def ends(self) -> list[str]:
+        """Return this process's ends of the connections made since the group is being made, as "address:port"."""
+        before = self._before or frozenset()
+        found = [_name(fd) for fd, name in _sockets().items() if name not in before]
+        return [end for end in found if end]
+
     def know(self, ports: Iterable[int]) -> None:
         """Take connections from and to these ports for the group's."""
         with self._lock:
             self._ports |= set(ports)
+
+    def named(self, message: str) -> str:
+        """Return what a library says of a broken connection with the rank at its other end before it."""
+        for address, text in re.findall(r"\[([0-9a-fA-F.:]+)\]:(\d+)", message):
+            port = int(text)
+            # Gloo prints a port as it lies in memory, which swaps its bytes on most machines.
+            for number in ((port & 0xFF) << 8 | port >> 8, port):
+                if (rank := self.owners.get(_end(address, number))) is not None:
+                    return f"rank {rank} is gone: {message}"
+        return message
 
     @contextlib.contextmanager
     def used(self) -> Generator[None]:
@@ -95,6 +113,21 @@ def _sockets() -> dict[int, str]:
                 if name.startswith("socket:"):
                     found[int(entry)] = name
     return found
+
+
+def _end(address: str, port: int) -> str:
+    return f"{address.removeprefix('::ffff:')}:{port}"
+
+
+def _name(descriptor: int) -> str:
+    """Return this end of a TCP connection, nothing for other sockets."""
+    try:
+        with socket.socket(fileno=os.dup(descriptor)) as own:
+            if own.family not in (socket.AF_INET, socket.AF_INET6) or own.type != socket.SOCK_STREAM:
+                return ""
+            return _end(*own.getsockname()[:2])
+    except OSError:  # closed meanwhile
+        return ""
 
 
 def _listens(descriptor: int) -> int:

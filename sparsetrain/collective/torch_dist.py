@@ -57,7 +57,7 @@ class TorchTransport(Transport):
                 yield
         except (RuntimeError, ValueError) as error:
             # ValueError: the group has been destroyed under this thread.
-            raise PeerLost(str(error)) from error
+            raise PeerLost(self.connections.named(str(error))) from error
 
     def _all_reduce(self, tensor: Tensor) -> None:
         with self._reaching():
@@ -143,11 +143,14 @@ class TorchTransport(Transport):
         return twin
 
     def tell_ports(self) -> None:
-        """Let every rank know the others' ports, so that it can cut what goes there. Collective, while a group is being
-        made."""
+        """Let every rank know the others' ports, so that it can cut what goes there, and whose ends of connections are
+        whose, so that it can name who is gone. Collective, while a group is being made."""
         own = np.array(self.connections.listening(), np.int64).tobytes()
         for each in self.gather_bytes(own):
             self.connections.know(np.frombuffer(each, np.int64).tolist())
+        if self.size == dist.get_world_size():  # another group numbers its ranks in its own way
+            for rank, each in enumerate(self.gather_bytes("\n".join(self.connections.ends()).encode())):
+                self.connections.owners |= dict.fromkeys(each.decode(errors="replace").split("\n"), rank)
 
     def _free(self) -> None:
         with contextlib.suppress(ValueError):  # the default group has gone already, and all others with it
