@@ -13,7 +13,9 @@ from sparsetrain.engine.window import Window
 from sparsetrain.masks.controller import Report
 from sparsetrain.track.console import RowSink
 from sparsetrain.track.jsonl import JsonlSink
+from sparsetrain.track.provenance import about
 from sparsetrain.track.sink import Row, Sink
+from sparsetrain.track.tensorboard import TensorBoardSink
 from sparsetrain.track.wandb import WandbSink
 
 
@@ -35,9 +37,14 @@ def figures(state: RunState, window: Window, loss: float, evaluation: Row, repor
 
 
 def sinks(
-    state: RunState, recorded: int, folder: pathlib.Path, show: Callable[[Row], None]
+    state: RunState,
+    recorded: int,
+    folder: pathlib.Path,
+    show: Callable[[Row], None],
+    say: Callable[[str], None],
 ) -> dict[str, Callable[[], Sink]]:
-    """Return how to open rank 0's sinks, which keep rows up to step `recorded`; other ranks have none."""
+    """Return how to open rank 0's sinks, which keep rows up to step `recorded`; other ranks have none. `say` hears of
+    those that cannot be used."""
     if state.world.rank != 0:
         return {}
     folder.mkdir(parents=True, exist_ok=True)
@@ -47,7 +54,14 @@ def sinks(
         "console": lambda: RowSink(show),
     }
     if job.log.wandb.mode != "disabled":
-        sinks["W&B"] = lambda: WandbSink(job.log.wandb, folder, job.name, to_tree(job))
+        facts = {"seed": job.seed, "workers": state.world.size}
+        if hasattr(state.data, "describe"):
+            facts["data"] = state.data.describe()
+        sinks["W&B"] = lambda: WandbSink(
+            job.log.wandb, folder, job.name, lambda: about(to_tree(job), folder, **facts), say
+        )
+    if job.log.tensorboard:
+        sinks["TensorBoard"] = lambda: TensorBoardSink(folder, say, recorded)
     return sinks
 
 
