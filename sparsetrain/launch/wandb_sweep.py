@@ -44,7 +44,7 @@ def export(source: str, overrides: tuple[str, ...], seeds: int, name: str | None
         text = yaml.safe_dump(sweep_config(source, overrides, seeds, name), sort_keys=False, width=1000)
     except yaml.YAMLError as error:
         raise JobError(f"--wandb: {error}") from error
-    return f"# wandb sweep THIS_FILE; then, in this folder and on as many machines as you like: wandb agent SWEEP_ID\n{text}"
+    return f"# wandb sweep THIS_FILE, then here and on as many machines as you like: wandb agent SWEEP_ID\n{text}"
 
 
 def _value(text: str, path: str) -> Any:

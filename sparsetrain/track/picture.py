@@ -1,4 +1,4 @@
-"""Density of each layer over time as one picture: a line of cells for a layer, dark where weights are kept."""
+"""Density of each masked layer over time as one picture: a line of cells for a layer, dark where weights are kept."""
 
 from __future__ import annotations
 
@@ -30,7 +30,8 @@ class DensityPicture:
         """Return the picture. Raises ImportError without pillow."""
         from PIL import Image, ImageDraw
 
-        names = list(self.columns[-1])[: MOST[1]]
+        masked = [name for name in self.columns[-1] if any(each.get(name, 1.0) < 1.0 for each in self.columns)]
+        names = (masked or list(self.columns[-1]))[: MOST[1]]
         wide, high = CELL
         left = min(LETTERS, max(len(name) for name in names)) * LETTER + 10
         right = left + wide * len(self.steps)
@@ -50,4 +51,5 @@ class DensityPicture:
 def _colour(density: float) -> tuple[int, int, int]:
     """Return white to dark blue; the root makes small densities differ."""
     share = max(0.0, min(1.0, density)) ** 0.5
-    return tuple(round(white + share * (dark - white)) for white, dark in ((245, 8), (248, 48), (252, 107)))  # pyrefly: ignore[bad-return]
+    red, green, blue = (round(white + share * (dark - white)) for white, dark in ((245, 8), (248, 48), (252, 107)))
+    return red, green, blue

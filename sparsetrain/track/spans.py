@@ -34,7 +34,7 @@ class Spans:
         self.threads: dict[int, str] = {}
         self._spans: list[tuple[str, int, float, float]] = []
         self._met: list[tuple[int, float]] = []
-        self._lines = [
+        self._lines: list[dict[str, Any]] = [
             {
                 "trace": 1,
                 "rank": rank,
@@ -93,7 +93,7 @@ class Spans:
 
     def _write(self) -> None:
         data = "".join(json.dumps(line, separators=(",", ":")) + "\n" for line in self._lines).encode()
-        self._lines: list[dict[str, Any]] = []
+        self._lines = []
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             if self._size is None:

@@ -10,18 +10,17 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import pathlib
 import re
 import statistics
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TypeGuard
 
 from sparsetrain.track.spans import FOLDER
 
 MOST = 2_000_000  # spans of all ranks
 LINE = 32 << 20  # characters that are read as one line
-FARTHEST = 1e15  # microseconds: thirty years
+FARTHEST = 1e17  # microseconds: three thousand years
 NAME = 100  # characters
 
 
@@ -80,9 +79,9 @@ def _parts(path: pathlib.Path) -> list[Part]:
     for line in _lines(path):
         if "trace" in line:
             wall, clock = line.get("wall"), line.get("clock")
-            if _number(wall) and _number(clock) and abs(wall) < FARTHEST / 1e6 and abs(clock) < FARTHEST / 1e6:
-                words = [str(line.get(key, ""))[:NAME] for key in ("node", "machine")]
-                found.append(Part(int(named[1]), *words, float(wall), float(clock)))
+            if _number(wall, FARTHEST / 1e6) and _number(clock, FARTHEST / 1e6):
+                node, machine = (str(line.get(key, ""))[:NAME] for key in ("node", "machine"))
+                found.append(Part(int(named[1]), node, machine, float(wall), float(clock)))
         elif found:
             _add(found[-1], line)
     return found
@@ -104,7 +103,7 @@ def _lines(path: pathlib.Path) -> Iterator[dict[str, Any]]:
 
 def _add(part: Part, line: dict[str, Any]) -> None:
     """Add what a line says."""
-    spans, met, thread = line.get("spans"), line.get("met"), line.get("thread")
+    spans, met, at, thread = (line.get(key) for key in ("spans", "met", "at", "thread"))
     if isinstance(spans, list):
         for span in spans:
             if not (isinstance(span, list) and len(span) == 4 and isinstance(span[0], str)):
@@ -112,9 +111,9 @@ def _add(part: Part, line: dict[str, Any]) -> None:
             name, ident, began, lasted = span
             if _number(ident) and _number(began) and _number(lasted) and lasted >= 0 and abs(began) + lasted < FARTHEST:
                 part.spans.append((name[:NAME], int(ident), float(began), float(lasted)))
-    elif _number(met) and _number(line.get("at")) and abs(line["at"]) < FARTHEST:
-        part.met[int(met)] = float(line["at"])
-    elif _number(thread) and isinstance(line.get("name"), str):
+    elif _number(met) and _number(at):
+        part.met[int(met)] = float(at)
+    elif _number(thread, 1e20) and isinstance(line.get("name"), str):
         part.threads[int(thread)] = line["name"][:NAME]
 
 
@@ -185,12 +184,10 @@ def _incidents(folder: pathlib.Path) -> Iterator[dict[str, Any]]:
     path = folder / "events.rank00000.jsonl"
     for line in _lines(path) if path.is_file() else ():
         at = line.get("at")
-        if _number(at) and abs(at) < FARTHEST / 1e6 and isinstance(line.get("alert"), str):
+        if _number(at, FARTHEST / 1e6) and isinstance(line.get("alert"), str):
             text = {"text": str(line.get("text", ""))[:1000]}
             yield {"ph": "i", "s": "g", "name": line["alert"][:NAME], "pid": 0, "tid": 0, "ts": at * 1e6, "args": text}
 
 
-def _number(value: Any) -> bool:
-    return (
-        isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300 and math.isfinite(value)
-    )
+def _number(value: Any, most: float = FARTHEST) -> TypeGuard[float]:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < most
