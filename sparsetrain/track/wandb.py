@@ -23,6 +23,7 @@ from sparsetrain.track.picture import DensityPicture
 from sparsetrain.track.sink import Row
 
 INIT_S = 10  # seconds; an unreachable server costs the thread about twice as much, once
+FLUSH_S = 2.0  # what a process that is killed may lose of its rows
 ARTIFACTS_S = 600.0  # seconds that the end of a run waits where files have to be uploaded
 ALERT_S = 600  # seconds in which W&B sends one alert of a title
 STEP = "train/step"
@@ -104,7 +105,8 @@ class WandbWriter:
             "x_disable_meta": True,
             "x_disable_machine_info": True,
             "init_timeout": INIT_S,
-            "finish_timeout": patience,
+            "x_transaction_log_flush_interval": FLUSH_S,
+            "finish_timeout": 0.8 * patience,
             "reinit": "create_new",  # an earlier run of this process may hang in its end
         }
         known = wandb.Settings.model_fields
