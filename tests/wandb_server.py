@@ -38,8 +38,14 @@ class Handler(http.server.BaseHTTPRequestHandler):
             name = variables.get("name") or "x"
             bucket = {"id": "aWQ=", "name": name, "displayName": name, "historyLineCount": 0, "project": project}
             return {"data": {"upsertBucket": {"bucket": bucket, "inserted": True}}}
+        if "createRunFiles" in query:
+            address = f"http://127.0.0.1:{self.server.server_address[1]}/upload"
+            files = [{"name": name, "uploadUrl": f"{address}/{name}"} for name in variables["files"]]
+            return {"data": {"createRunFiles": {"runID": "aWQ=", "uploadHeaders": [], "files": files}}}
         if "serverInfo" in query:
             return {"data": {"serverInfo": {"features": [], "cliVersionInfo": {"max_cli_version": "9"}}}}
+        if "rtifact" in query:
+            return {"data": None, "errors": [{"message": "no artifacts here"}]}
         viewer = {"id": "dg==", "entity": "e", "username": "u", "flags": "{}", "teams": {"edges": []}}
         return {"data": {"viewer": viewer, "model": {"bucket": None}, "project": None}}
 

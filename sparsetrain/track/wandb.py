@@ -117,6 +117,7 @@ class WandbWriter:
             if mode != "online":
                 raise
             warn(f"cannot be reached ({type(error).__name__}): this run is recorded offline")
+            wandb.teardown()  # or its helper process would still hold the id
             self.run = wandb.init(mode="offline", settings=quiet, **arguments)
         self.run.define_metric(STEP)
         self.run.define_metric("*", step_metric=STEP)
