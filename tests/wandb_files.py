@@ -1,5 +1,6 @@
 """Reads what the W&B client has written: a log in the framing of leveldb, whose records are protocol buffers."""
 
+import importlib
 import json
 import pathlib
 import struct
@@ -13,8 +14,6 @@ FIRST, LAST = (1, 2), (1, 4)  # kinds of chunks that begin and end a record
 
 def records(path: pathlib.Path) -> Iterator[Any]:
     """Yield the records of a .wandb file."""
-    from wandb.proto.wandb_internal_pb2 import Record
-
     data, at, whole = path.read_bytes(), HEADER, b""
     while at + 7 <= len(data):
         if BLOCK - at % BLOCK < 7:
@@ -24,7 +23,7 @@ def records(path: pathlib.Path) -> Iterator[Any]:
         whole = (b"" if kind in FIRST else whole) + data[at + 7 : at + 7 + length]
         at += 7 + length
         if kind in LAST:
-            record = Record()
+            record = importlib.import_module("wandb.proto.wandb_internal_pb2").Record()
             record.ParseFromString(whole)
             yield record
 

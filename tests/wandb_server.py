@@ -5,7 +5,7 @@ import http.server
 import json
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 
 HANGS = 60.0  # seconds
 
@@ -75,7 +75,7 @@ class Server(http.server.ThreadingHTTPServer):
 
 
 @contextlib.contextmanager
-def serving(mood: str) -> Iterator[Server]:
+def serving(mood: str) -> Generator[Server]:
     """Hold a server whose mood is hang, 500, 401, works, or "works until init"."""
     server = Server(mood)
     thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)

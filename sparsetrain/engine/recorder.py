@@ -11,7 +11,7 @@ import torch
 from sparsetrain.config.check import advice
 from sparsetrain.engine.choices import Choices, named
 from sparsetrain.engine.profile import Profiler
-from sparsetrain.engine.rows import figures, sinks
+from sparsetrain.engine.rows import effective, figures, sinks
 from sparsetrain.engine.state import RunState
 from sparsetrain.engine.tables import gather_ranks, notes
 from sparsetrain.engine.window import Window
@@ -92,6 +92,9 @@ class Recorder:
         loss = float(total[0])
         self.spans.met(state.step)
         ranks = gather_ranks(state, self.window) if evaluation and self.shows else None
+        if self.rank == 0 and evaluation:
+            with self.spans.span("evaluation"):
+                evaluation = {**evaluation, **effective(state)}
         with self.spans.span("record"):
             if self.rank == 0:
                 row = figures(state, self.window, loss, evaluation, report)

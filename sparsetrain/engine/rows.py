@@ -28,7 +28,7 @@ def figures(state: RunState, window: Window, loss: float, evaluation: Row, repor
         "train/lr": state.optimizer.param_groups[0]["lr"],
         **evaluation,
         **window.figures(state),
-        **_masks(state, report, bool(evaluation)),
+        **_masks(state, report),
         "memory/peak_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
         "memory/residual_gib": state.exchange.state_bytes() / 2**30,
         "job/world_size": state.world.size,
@@ -65,7 +65,17 @@ def sinks(
     return sinks
 
 
-def _masks(state: RunState, report: Report | None, evaluated: bool) -> dict[str, float]:
+def effective(state: RunState) -> Row:
+    """Return what of the masked weights no signal can reach, where the model can be looked through: a forward and a
+    backward of one sample, which belongs to an evaluation."""
+    if state.masks is None:
+        return {}
+    example = state.data.train_batch(state.sampler.whole(0)[:1])[0].to(state.world.transport.device)
+    found = effective_sparsity(state.model, example, state.masks.masks)
+    return {} if found is None else {"mask/effective_sparsity": found}
+
+
+def _masks(state: RunState, report: Report | None) -> dict[str, float]:
     """Return what the masks are like. Operations are shares of dense ones; the training's are those since step 0."""
     if state.masks is None:
         return {}
@@ -78,10 +88,6 @@ def _masks(state: RunState, report: Report | None, evaluated: bool) -> dict[str,
     if state.operations is not None:
         figures["mask/forward_operations"] = state.operations.forward(masks)
         figures["mask/training_operations"] = state.dense_steps / max(1, state.step)
-    if evaluated:
-        example = state.data.train_batch(state.sampler.whole(0)[:1])[0].to(state.world.transport.device)
-        effective = effective_sparsity(state.model, example, masks)
-        figures |= {} if effective is None else {"mask/effective_sparsity": effective}
     if report is not None:
         figures |= {
             "mask/sparsity_target": report.target_sparsity,
