@@ -111,7 +111,7 @@ class Trainer:
         if state.masks is not None and state.masks.waits:
             state.masks.initialise(ModelProbe(state))
             state.sync_masks()
-        self.recorder.open(self.recorded)
+        self._open()
         self.began = time.perf_counter() - state.wall_s
         self._conclude(self._change_masks())  # of a step that other ranks have not seen the end of
         assent = state.update.assent
@@ -231,6 +231,10 @@ class Trainer:
             self.saver.finish()
         return self.saver.complete == self.state.step
 
+    def _open(self) -> None:
+        """Begin to record in this group."""
+        self.recorder.open(self.recorded)
+
     def close(self, status: str) -> None:
         """End the sinks and the threads. Collective."""
         self.state.close()
@@ -312,4 +316,4 @@ class Trainer:
             if self.world.rank == 0:
                 with contextlib.suppress(OSError):  # they lie ahead, and are written over
                     drop_after(self.saver.keeper, state.step)
-            self.recorder.open(self.recorded)
+            self._open()
