@@ -31,11 +31,17 @@ def cli() -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document on standard output.")
 @click.option("--fresh", is_flag=True, help="Start anew: an existing run folder is moved aside to NAME.N.")
 @click.option("--against", multiple=True, metavar="JOB|dense", help="Run this first, then compare (repeatable).")
-def run(source: str, overrides: tuple[str, ...], dry_run: bool, as_json: bool, fresh: bool, against: Any) -> None:
+@click.option("--profile", default=None, metavar="FROM:STEPS", help="Torch's profiler on rank 0 for so many steps.")
+def run(source: str, overrides: Any, dry_run: bool, as_json: bool, fresh: bool, against: Any, profile: Any) -> None:
     """Train JOB (a YAML file or a preset) with settings like train.steps=100."""
     from sparsetrain.config.load import load_job
     from sparsetrain.launch.run import Options, run_job, show_plan
 
+    if profile is not None:
+        begin, _, steps = profile.partition(":")
+        if not (begin.isdecimal() and steps.isdecimal() and int(steps)):
+            raise JobError(f"--profile: FROM:STEPS, say 10:5 (given {profile[:60]!r})")
+        overrides = (*overrides, f"log.profile.begin={begin}", f"log.profile.steps={steps}")
     job = load_job(source, overrides)
     options = Options(fresh=fresh, as_json=as_json, against=tuple(against))
     sys.exit(show_plan(job, options) if dry_run else run_job(job, options))
@@ -178,14 +184,21 @@ def list_names(kind: str | None, as_json: bool) -> None:
 @click.option("--against", type=click.Choice(["dense"]), default=None, help="Run the dense job for each seed, too.")
 @click.option("--dry-run", is_flag=True, help="Check all jobs and list them; start nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document on standard output.")
-def sweep(source: str, overrides: Any, seeds: int, name: Any, against: Any, dry_run: bool, as_json: bool) -> None:
+@click.option("--wandb", is_flag=True, help="Print the grid as a sweep of W&B, for its agents; start nothing.")
+def sweep(source: str, overrides: Any, seeds: int, name: Any, against: Any, **more: bool) -> None:
     """Run JOB with all combinations of settings like masks.method=set,rigl masks.sparsity=0.9,0.98.
 
     One table and one figure come of it. The same command goes on with a sweep that was stopped, and another command
     with the same --name adds its runs to the table.
     """
+    if more["wandb"]:
+        from sparsetrain.launch.wandb_sweep import export
+
+        click.echo(export(source, overrides, seeds, name), nl=False)
+        return
     from sparsetrain.launch.sweep import Grid, run_grid, show_grid
 
+    dry_run, as_json = more["dry_run"], more["as_json"]
     grid = Grid(source=source, overrides=overrides, seeds=seeds, name=name, with_dense=against == "dense")
     sys.exit(show_grid(grid, as_json) if dry_run else run_grid(grid, as_json))
 
@@ -217,6 +230,16 @@ def report(runs: tuple[str, ...], out: str | None) -> None:
     from sparsetrain.launch.run import report_runs
 
     report_runs(runs, out)
+
+
+@cli.command()
+@click.argument("run", metavar="RUN")
+@click.option("--out", default=None, metavar="FILE", help="Default: trace.json in the run folder.")
+def trace(run: str, out: str | None) -> None:
+    """Merge what all ranks of RUN did (log.trace=true) into one trace for Perfetto."""
+    from sparsetrain.launch.tracing import write_trace
+
+    write_trace(run, out)
 
 
 @cli.group()

@@ -139,6 +139,7 @@ KINDS: dict[str, dict[str, str]] = {
     },
     "sink": {
         "jsonl": "sparsetrain.track.jsonl:JsonlSink",
+        "tensorboard": "sparsetrain.track.tensorboard:TensorBoardSink",
         "wandb": "sparsetrain.track.wandb:WandbSink",
     },
 }

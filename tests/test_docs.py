@@ -15,8 +15,10 @@ from sparsetrain import registry
 from sparsetrain.cli import cli
 from sparsetrain.collective.world import World
 from sparsetrain.config.errors import JobError
+from sparsetrain.config.job import Log
 from sparsetrain.config.load import load_job, parse
 from sparsetrain.engine.state import build
+from sparsetrain.launch.wandb_sweep import export
 
 TEXT = (pathlib.Path(__file__).parent.parent / "docs/bring-your-own.md").read_text()
 
@@ -74,6 +76,17 @@ def test_the_checkpoints_of_the_page_are_a_job_and_its_verbs_exist():
     assert set(re.findall(r"^sparsetrain checkpoints (\w+)", text, re.MULTILINE)) == set(
         cli.commands["checkpoints"].commands
     )
+
+
+def test_the_log_of_the_page_is_the_default_and_its_verbs_exist():
+    text = (pathlib.Path(__file__).parent.parent / "docs/tracking.md").read_text()
+    (block,) = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
+    assert parse({"name": "x", **yaml.safe_load(block)}).log == parse({"name": "x"}).log
+    fields = {field.name for field in dataclasses.fields(Log)}
+    assert fields - {"folder"} == set(yaml.safe_load(block)["log"])
+    assert set(re.findall(r"^sparsetrain (\w+)", text, re.MULTILINE)) <= set(cli.commands)
+    sweep = re.search(r"^sparsetrain sweep (\w+) (.*) --seeds (\d) --wandb", text, re.MULTILINE)
+    assert yaml.safe_load(export(sweep[1], tuple(sweep[2].split()), int(sweep[3]), None))["parameters"]["seed"]
 
 
 def test_the_couplings_of_the_page_are_removable_units(tmp_path, monkeypatch):

@@ -151,8 +151,8 @@ def measure(place: Place, plan: Plan, way: Way) -> dict[str, Any]:
     rows: list[dict[str, Any]] = []
     while state.step < points[-1]:
         if state.step + 1 in points:
-            rows += look.rows(trainer.window.mean_loss())
-            trainer.window.losses.clear()
+            rows += look.rows(trainer.recorder.window.mean_loss())
+            trainer.recorder.window.losses.clear()
         trainer.train_step()
     state.exchange.close()
     masked = sum(mask.numel() for mask in state.masks.masks.masks.values())

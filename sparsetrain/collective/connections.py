@@ -16,7 +16,7 @@ import re
 import socket
 import threading
 import time
-from collections.abc import Generator, Iterable
+from collections.abc import Callable, Generator, Iterable
 
 DESCRIPTORS = pathlib.Path("/proc/self/fd")  # Linux; elsewhere there is nothing to cut, and time limits hold
 
@@ -24,13 +24,14 @@ DESCRIPTORS = pathlib.Path("/proc/self/fd")  # Linux; elsewhere there is nothing
 class Connections:
     """Knows the ports of a group, and who waits in it. `cut` may come from another thread, at any time.
 
-    `late`: why somebody cut them, where it was a time limit.
+    `late`: why somebody cut them, where it was a time limit. `mark` hears of each collective: name, began, ended.
     """
 
     def __init__(self) -> None:
         self.cut_off = False
         self.late = ""
         self.owners: dict[str, int] = {}  # which rank has a connection's end, by "address:port"
+        self.mark: Callable[[str, float, float], None] | None = None
         self._ports: set[int] = set()
         self._before: frozenset[str] | None = None  # while a group is being made
         self._since: dict[int, float] = {}  # by thread, on the clock
@@ -79,16 +80,18 @@ class Connections:
     def used(self) -> Generator[None]:
         """Note that this thread is in a collective, inside."""
         own = threading.get_ident()
-        self._since[own] = time.monotonic()
+        began = self._since[own] = time.perf_counter()
         try:
             yield
         finally:
             self._since.pop(own, None)
+            if self.mark is not None:
+                self.mark("collective", began, time.perf_counter())
 
     def waiting(self) -> float:
         """Return for how many seconds the collective that has been under way for longest has been so; 0: none is."""
         since = list(self._since.values())
-        return time.monotonic() - min(since) if since else 0.0
+        return time.perf_counter() - min(since) if since else 0.0
 
     def cut(self) -> int:
         """Shut down all connections, those included that are being made, and return how many there were."""

@@ -209,6 +209,16 @@ class Wandb:
     entity: str | None = None
     group: str | None = None
     tags: tuple[str, ...] = ()
+    artifacts: tuple[Literal["model", "masks", "report"], ...] = ()  # uploaded at the end
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Profile:
+    """A window of torch's profiler on rank 0, into profile/ of the run folder."""
+
+    __pydantic_config__ = STRICT
+    begin: Count = 10  # steps that are finished before
+    steps: Count = 0  # 0: no profile
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -219,6 +229,9 @@ class Log:
     folder: str = "runs"
     every: Positive = 10  # steps
     wandb: Wandb = Wandb()
+    tensorboard: bool = False  # event files in tensorboard/ of the run folder; needs the package
+    trace: bool = False  # spans of all ranks, in trace/ of the run folder; `sparsetrain trace` merges them
+    profile: Profile = Profile()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -253,6 +266,7 @@ __all__ = [
     "Log",
     "Masks",
     "Outer",
+    "Profile",
     "Recovery",
     "Train",
     "Wandb",

@@ -44,11 +44,8 @@ def rejoin(former: Trainer | None, job: Job, world: World, around: Surroundings)
         pieces = give(pieces, former.state if former is not None else None, agreement, world)
     state = build(job, world, around.calibrations, former.state.data if former is not None else None)
     trainer = Trainer(state, around.folder, around.log, around.show, recovers=state.engine.moves)
-    if former is not None and former.world.rank == 0:
-        if world.rank == 0:
-            trainer.tracker = former.tracker
-        else:
-            former.tracker.close("finished")
+    if former is not None:
+        trainer.recorder.take_over(former.recorder)
     if agreement is None or pieces is None:
         return trainer, True
     try:

@@ -13,7 +13,9 @@ from sparsetrain.engine.window import Window
 from sparsetrain.masks.controller import Report
 from sparsetrain.track.console import RowSink
 from sparsetrain.track.jsonl import JsonlSink
+from sparsetrain.track.provenance import about
 from sparsetrain.track.sink import Row, Sink
+from sparsetrain.track.tensorboard import TensorBoardSink
 from sparsetrain.track.wandb import WandbSink
 
 
@@ -26,7 +28,7 @@ def figures(state: RunState, window: Window, loss: float, evaluation: Row, repor
         "train/lr": state.optimizer.param_groups[0]["lr"],
         **evaluation,
         **window.figures(state),
-        **_masks(state, report, bool(evaluation)),
+        **_masks(state, report),
         "memory/peak_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
         "memory/residual_gib": state.exchange.state_bytes() / 2**30,
         "job/world_size": state.world.size,
@@ -35,9 +37,14 @@ def figures(state: RunState, window: Window, loss: float, evaluation: Row, repor
 
 
 def sinks(
-    state: RunState, recorded: int, folder: pathlib.Path, show: Callable[[Row], None]
+    state: RunState,
+    recorded: int,
+    folder: pathlib.Path,
+    show: Callable[[Row], None],
+    say: Callable[[str], None],
 ) -> dict[str, Callable[[], Sink]]:
-    """Return how to open rank 0's sinks, which keep rows up to step `recorded`; other ranks have none."""
+    """Return how to open rank 0's sinks, which keep rows up to step `recorded`; other ranks have none. `say` hears of
+    those that cannot be used."""
     if state.world.rank != 0:
         return {}
     folder.mkdir(parents=True, exist_ok=True)
@@ -47,11 +54,28 @@ def sinks(
         "console": lambda: RowSink(show),
     }
     if job.log.wandb.mode != "disabled":
-        sinks["W&B"] = lambda: WandbSink(job.log.wandb, folder, job.name, to_tree(job))
+        facts = {"seed": job.seed, "workers": state.world.size}
+        if hasattr(state.data, "describe"):
+            facts["data"] = state.data.describe()
+        sinks["W&B"] = lambda: WandbSink(
+            job.log.wandb, folder, job.name, lambda: about(to_tree(job), folder, **facts), say
+        )
+    if job.log.tensorboard:
+        sinks["TensorBoard"] = lambda: TensorBoardSink(folder, say, recorded)
     return sinks
 
 
-def _masks(state: RunState, report: Report | None, evaluated: bool) -> dict[str, float]:
+def effective(state: RunState) -> Row:
+    """Return what of the masked weights no signal can reach, where the model can be looked through: a forward and a
+    backward of one sample, which belongs to an evaluation."""
+    if state.masks is None:
+        return {}
+    example = state.data.train_batch(state.sampler.whole(0)[:1])[0].to(state.world.transport.device)
+    found = effective_sparsity(state.model, example, state.masks.masks)
+    return {} if found is None else {"mask/effective_sparsity": found}
+
+
+def _masks(state: RunState, report: Report | None) -> dict[str, float]:
     """Return what the masks are like. Operations are shares of dense ones; the training's are those since step 0."""
     if state.masks is None:
         return {}
@@ -64,10 +88,6 @@ def _masks(state: RunState, report: Report | None, evaluated: bool) -> dict[str,
     if state.operations is not None:
         figures["mask/forward_operations"] = state.operations.forward(masks)
         figures["mask/training_operations"] = state.dense_steps / max(1, state.step)
-    if evaluated:
-        example = state.data.train_batch(state.sampler.whole(0)[:1])[0].to(state.world.transport.device)
-        effective = effective_sparsity(state.model, example, masks)
-        figures |= {} if effective is None else {"mask/effective_sparsity": effective}
     if report is not None:
         figures |= {
             "mask/sparsity_target": report.target_sparsity,

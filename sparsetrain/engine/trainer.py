@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import pathlib
 import time
 from collections.abc import Callable
@@ -13,29 +12,25 @@ import torch
 from torch import Tensor
 
 from sparsetrain.collective.world import World
-from sparsetrain.config.check import advice
 from sparsetrain.config.job import Job
-from sparsetrain.engine.choices import Choices, named, undecided
+from sparsetrain.engine.choices import undecided
 from sparsetrain.engine.dump import dump
 from sparsetrain.engine.evaluate import evaluate
 from sparsetrain.engine.fence import Fence
 from sparsetrain.engine.learning_rate import factor_at
 from sparsetrain.engine.pieces import Pieces, capture
 from sparsetrain.engine.probe import ModelProbe
+from sparsetrain.engine.recorder import Recorder
 from sparsetrain.engine.resume import drop_after, resume
 from sparsetrain.engine.rollback import Spikes
-from sparsetrain.engine.rows import figures, sinks
 from sparsetrain.engine.saver import Saver
 from sparsetrain.engine.state import RunState, build
 from sparsetrain.engine.store import open_store
 from sparsetrain.engine.update import Updated
-from sparsetrain.engine.window import Window
 from sparsetrain.gradient.handover import hand_over
 from sparsetrain.masks.agreement import agree_weights
 from sparsetrain.masks.controller import Report
-from sparsetrain.track.alerts import Alerts
-from sparsetrain.track.console import format_row
-from sparsetrain.track.sink import Row, Tracker
+from sparsetrain.track.sink import Row
 
 
 class NotFinite(RuntimeError):
@@ -58,8 +53,8 @@ def train(
     trainer = Trainer(build(job, world, calibrations), folder, log, show)
     try:
         result = trainer.run()
-    except BaseException:
-        trainer.tracker.close("failed")
+    except BaseException as error:
+        trainer.recorder.failed(error)
         raise
     trainer.close("finished")
     return result
@@ -85,10 +80,8 @@ class Trainer:
         self.world = state.world
         self.folder = folder
         self.log = log
-        self.show = show or (lambda row: log(format_row(row)))
         self.recovers = recovers and state.world.size > 1
-        self.tracker = Tracker({})
-        self.window = Window(state.world.transport.meter)
+        self.recorder = Recorder(state, folder, log, show)
         self.peak = [group["lr"] for group in state.optimizer.param_groups]
         self.evaluation: dict[str, float] = {}
         self.skipped = 0  # steps in a row
@@ -98,7 +91,6 @@ class Trainer:
         self.cost = 0.0  # dense steps that the step under way is worth
         self.undo: Pieces | None = None  # the state before a mask update, until the next exchange
         self.before: tuple[Tensor, dict[str, Tensor]] | None = None  # random generator and scores before a step
-        self.alerts = Alerts(folder, log)
         self.spikes = Spikes(self.job.train.spike)
         self.spiked = False
         self.calm = 0  # the last step whose loss was as usual
@@ -120,15 +112,11 @@ class Trainer:
             state.masks.initialise(ModelProbe(state))
             state.sync_masks()
         self._open()
-        choices = Choices(self.folder / "regimes.json", state.exchange.step) if self.world.rank == 0 else None
         self.began = time.perf_counter() - state.wall_s
         self._conclude(self._change_masks())  # of a step that other ranks have not seen the end of
         assent = state.update.assent
         while state.step < job.train.steps and not (assent.pausing and state.at == state.boundary):
-            report = self.train_step()
-            if choices is not None and state.exchange.planner is not None:
-                choices.tell(state.exchange.planner.decisions, self.log)
-            self._conclude(report)
+            self._conclude(self.train_step())
             if self.spiked:
                 self._roll_back()
         self.saver.finish()
@@ -159,10 +147,10 @@ class Trainer:
         if masks is not None and state.operations is not None:
             self.cost = state.operations.training(masks.masks, masks.asks_all(state.step + 1))
         if masks is not None and masks.watches(state.step + 1):
-            with self.window.span("scores"), state.engine.whole():
+            with self.recorder.window.span("scores"), state.engine.whole():
                 # Scores are means of unmasked gradients, so they are taken before anything is masked away.
                 masks.observe(state.step + 1, {name: state.engine.gradient(name) for name in masks.parameters})
-        with self.window.span("update"):
+        with self.recorder.window.span("update"):
             updated = state.update.step(state.step + 1, last)
         self.stepped(updated)
         return self._change_masks()
@@ -170,7 +158,7 @@ class Trainer:
     def stepped(self, updated: Updated) -> None:
         """Note a step that has happened on this rank."""
         state = self.state
-        self.window.stepped(updated)
+        self.recorder.window.stepped(updated)
         self.norm = updated.norm
         self.before = None
         if updated.exchanged:
@@ -179,7 +167,7 @@ class Trainer:
         state.advance(updated.exchanged)
         self.skipped = self.skipped + 1 if updated.skipped else 0
         if self.skipped == self.job.train.skip_limit:
-            written = dump(state, self.folder, self.window.losses)
+            written = dump(state, self.folder, self.recorder.window.losses)
             where = f"; see {written}" if written else ""
             raise NotFinite(
                 f"step {state.step}: no finite gradient for {self.skipped} steps in a row (train.skip_limit){where}"
@@ -199,7 +187,8 @@ class Trainer:
                 masks.mask_weights()
             if masks.rewinding is not None and updates:
                 self._evaluate()  # what the round has come to, before its weights are gone
-            report = masks.step(state.step, state.engine.transitions)
+            with self.recorder.spans.span("masks"):
+                report = masks.step(state.step, state.engine.transitions)
             if report:
                 state.engine.follow(report.old, report.new)
                 state.sync_masks()
@@ -212,6 +201,7 @@ class Trainer:
     def _conclude(self, report: Report | None) -> None:
         """Evaluate, record and save after a step, where the job says so and it has not been done. Collective."""
         state, job = self.state, self.job
+        self.recorder.stepped()
         self.saver.heard()
         if state.step <= self.recorded:
             return
@@ -228,7 +218,7 @@ class Trainer:
             self._record(row, report)
         due = job.checkpoint.every and state.step % job.checkpoint.every == 0
         if (done or due) and not self.spiked:
-            with self.window.span("checkpoint"):
+            with self.recorder.window.span("checkpoint"):
                 self.saver.save(capture(state, digest=False), state.step, loss)
                 if said := state.engine.saved(self.folder, state.step, done):
                     self.log(said)
@@ -242,25 +232,13 @@ class Trainer:
         return self.saver.complete == self.state.step
 
     def _open(self) -> None:
-        """Open the sinks and say what the run is made of."""
-        state, job = self.state, self.job
-        if self.world.rank == 0 and not self.tracker.sinks:
-            self.tracker = Tracker(sinks(state, self.recorded, self.folder, self.show), self.log)
-        self.window = Window(self.world.transport.meter, state.exchange.seconds)
-        if hasattr(state.data, "describe"):
-            self.log(f"data: {', '.join(f'{key} {value}' for key, value in state.data.describe().items())}")
-        if state.masks is not None:
-            self.log(f"masks: {state.masks.describe()}")
-        for line in advice(job):
-            self.log(f"note: {line}")
-        planner = state.exchange.planner
-        if planner is not None and planner.begun:
-            self.log(f"exchange: auto goes on with {named(state.exchange.choice())}")
+        """Begin to record in this group."""
+        self.recorder.open(self.recorded)
 
     def close(self, status: str) -> None:
         """End the sinks and the threads. Collective."""
         self.state.close()
-        self.tracker.close(status)
+        self.recorder.close(status)
 
     def _set_learning_rate(self) -> None:
         train, masks = self.job.train, self.state.masks
@@ -283,22 +261,22 @@ class Trainer:
         with state.forward(state.step + 1):
             for number, part in enumerate(parts):
                 total += self._micro_batch(part, weight * len(part) / len(own), number + 1 == len(parts))
-        self.window.losses.append(total)
+        self.recorder.window.losses.append(total)
 
     def _micro_batch(self, samples: Tensor, share: float, last: bool) -> float:
         """Add one micro-batch to the gradients and return its share of the loss."""
         state = self.state
-        with self.window.span("data"):
+        with self.recorder.window.span("data"):
             batch = state.data.train_batch(samples)
             batch = tuple(part.to(self.world.transport.device) for part in batch)
         state.update.listen(last and state.streams)
-        with self.window.span("forward_backward"):
+        with self.recorder.window.span("forward_backward"):
             return state.engine.backward(state.engine.inputs(batch), share) * share
 
     def _evaluate(self) -> dict[str, float]:
         train, began = self.job.train, time.perf_counter()
         self.check_replicas()
-        with self.state.forward():
+        with self.recorder.spans.span("evaluation"), self.state.forward():
             self.evaluation = evaluate(
                 self.state.engine, self.state.data, train.batch_size, train.evaluate_batches, self.world
             )
@@ -312,19 +290,10 @@ class Trainer:
             agree_weights(weights, self.world.transport.gather_bytes, "raise")
 
     def _record(self, row: dict[str, float], report: Report | None) -> None:
-        """Send one row of metrics to the tracker. The loss is the mean over ranks: collective."""
-        state, transport = self.state, self.world.transport
-        local = torch.tensor([self.window.mean_loss(), self.window.seconds()], dtype=torch.float64)
-        total = transport.rank_ordered_sum(local.to(transport.device), "control") / self.world.size
-        if self.world.rank == 0:
-            row = figures(state, self.window, float(total[0]), row, report)
-            row = {key: value for key, value in row.items() if not math.isnan(value)}
-            self.tracker.log(row)
-            self.alerts.look(row)
-        self.window = Window(transport.meter, state.exchange.seconds)
-        self.spiked = self.spikes.see(float(total[0]))
+        """Record one row of metrics, and look at its loss. Collective."""
+        self.spiked = self.spikes.see(self.recorder.record(row, report))
         if not self.spiked:
-            self.calm = state.step
+            self.calm = self.state.step
 
     def _roll_back(self) -> None:
         """Go back to before the loss jumped, where there is a checkpoint, and take the data in another order.
@@ -343,7 +312,7 @@ class Trainer:
             state.sampler.order = order + 1
             self.recorded, self.undo = state.step, None
             self.log(f"{said}: back at step {state.step}, with other data")
-            self.tracker.close("finished")
+            self.recorder.tracker.close("finished")
             if self.world.rank == 0:
                 with contextlib.suppress(OSError):  # they lie ahead, and are written over
                     drop_after(self.saver.keeper, state.step)

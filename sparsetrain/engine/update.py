@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+import time
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
@@ -127,7 +128,10 @@ class EveryStep:
             self.engine.skip()
             return Updated(float("nan"), True, skipped=True)
         self.exchange.commit()
+        began = time.perf_counter()
         self.engine.step(waiting.step, waiting.means, norm)
+        if self.exchange.mark is not None:
+            self.exchange.mark("optimizer", began, time.perf_counter())
         return Updated(norm, True)
 
     def set_masks(self, masks: Mapping[str, Tensor]) -> None:
@@ -192,7 +196,10 @@ class LocalSteps:
         norm = float(torch.nn.utils.get_total_norm([self.engine.gradient(name) for name in self.parameters]))
         finite = math.isfinite(norm)
         if finite and not self.due:
+            began = time.perf_counter()
             self.engine.local_step(step, norm)
+            if self.exchange.mark is not None:
+                self.exchange.mark("optimizer", began, time.perf_counter())
         self.since += not self.due
         self.due = self.since >= self.every or last
         if not self.due:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 
 from sparsetrain.collective.meter import ByteMeter
 from sparsetrain.engine.state import RunState
@@ -12,9 +12,15 @@ from sparsetrain.engine.update import Updated
 
 
 class Window:
-    """Collects the steps between two rows. Times are this rank's, in seconds."""
+    """Collects the steps between two rows. Times are this rank's, in seconds; `mark` hears of each span, too."""
 
-    def __init__(self, meter: ByteMeter, exchange_seconds: float = 0.0) -> None:
+    def __init__(
+        self,
+        meter: ByteMeter,
+        exchange_seconds: float = 0.0,
+        mark: Callable[[str, float, float], None] | None = None,
+    ) -> None:
+        self.mark = mark
         self.began = time.perf_counter()
         self.losses: list[float] = []
         self.spans: dict[str, float] = {
@@ -36,7 +42,10 @@ class Window:
         try:
             yield
         finally:
-            self.spans[name] += time.perf_counter() - began
+            ended = time.perf_counter()
+            self.spans[name] += ended - began
+            if self.mark is not None:
+                self.mark(name, began, ended)
 
     def stepped(self, updated: Updated) -> None:
         """Note one step's outcome."""

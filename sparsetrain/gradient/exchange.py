@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import pathlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -58,6 +58,7 @@ class GradientExchange:
         self.step = 0
         self.epoch = 0
         self.seconds = 0.0  # that a caller has waited here, for peers included
+        self.mark: Callable[[str, float, float], None] | None = None  # hears of spans: name, began, ended
         self.stats = ExchangeStats()
         self.device = device or world.transport.device
         self.warmup_steps = round(config.warmup * steps)
@@ -111,7 +112,7 @@ class GradientExchange:
             return self._prepare(gradients)
         finally:
             self._round = None
-            self.seconds += time.perf_counter() - self._began
+            self.seconds += self._marked("exchange", self._began)
 
     @torch.no_grad()
     def commit(self) -> None:
@@ -202,7 +203,9 @@ class GradientExchange:
     def _select(self, channel: Channel, regime: Regime, round_: Round) -> Any:
         if channel.size == 0:
             return None
+        began = time.perf_counter()
         chosen = regime.select(channel, round_.gradients, round_.turn)
+        self._marked("select", began)
         sent, square = regime.sent(chosen)
         round_.stats.active += channel.size
         round_.stats.sent += sent
@@ -212,7 +215,19 @@ class GradientExchange:
     @torch.no_grad()
     def _communicate(self, channel: Channel, regime: Regime, chosen: Any, turn: Turn, world: World) -> Outcome:
         """Leave the mean of one bucket in the channel, and what did not arrive staged as its next state."""
-        return Outcome() if chosen is None else regime.communicate(channel, chosen, turn, world)
+        if chosen is None:
+            return Outcome()
+        began = time.perf_counter()
+        outcome = regime.communicate(channel, chosen, turn, world)
+        self._marked("communicate", began)
+        return outcome
+
+    def _marked(self, name: str, began: float) -> float:
+        """Let `mark` hear of what ends now, and return its seconds."""
+        ended = time.perf_counter()
+        if self.mark is not None:
+            self.mark(name, began, ended)
+        return ended - began
 
     def _clip_factor(self, gradients: Mapping[str, Tensor]) -> float:
         """Return what the local gradient is multiplied by (DGC, section 3.3: each rank clips at clip / sqrt(P))."""

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
+
+from sparsetrain.track.notes import Note
 
 Row = dict[str, float]
 log = logging.getLogger("sparsetrain.track")
@@ -15,7 +17,8 @@ class Delayed(Exception):
 
 
 class Sink(Protocol):
-    """Takes rows (each has "train/step") and is closed once, with the status of the run."""
+    """Takes rows (each has "train/step") and is closed once, with the status of the run. One that can show tables and
+    their like has `tell(step, notes)` too."""
 
     def log(self, row: Row) -> None: ...
 
@@ -40,6 +43,13 @@ class Tracker:
         self.last = row["train/step"]
         for name, sink in list(self.sinks.items()):
             self._guard(name, lambda sink=sink: sink.log(row))
+
+    def tell(self, step: int, notes: Sequence[Note]) -> None:
+        """Give what belongs to a step beside its row to the sinks that can show it."""
+        for name, sink in list(self.sinks.items()):
+            shows = getattr(sink, "tell", None)
+            if shows is not None and notes:
+                self._guard(name, lambda shows=shows: shows(step, notes))
 
     def close(self, status: str) -> None:
         """Close all sinks; `status` is "finished" or "failed"."""

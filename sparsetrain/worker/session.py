@@ -116,9 +116,10 @@ class Session:
                     self.trainer.state.exchange.close()
                     self.trainer.saver.close()
                 raise
-            except BaseException:
+            except BaseException as error:
                 # Others shall not notice before whoever started this process knows why.
-                self.close("failed")
+                if self.trainer is not None:
+                    self.trainer.recorder.failed(error)
                 raise
             finally:
                 self.training = self.asked = False
@@ -127,7 +128,7 @@ class Session:
             trainer.state.close()
             if result.get("paused"):
                 return {**result, "leaving": self.leaving}
-            trainer.tracker.close("finished")
+            trainer.recorder.close("finished")
             return result
 
     def attend(self, place: Place, listener: socket.socket | None = None) -> dict[str, Any]:
@@ -148,7 +149,7 @@ class Session:
     def close(self, status: str) -> None:
         """End the sinks: this process trains no more."""
         if self.trainer is not None:
-            self.trainer.tracker.close(status)
+            self.trainer.recorder.close(status)
 
     def forget(self) -> None:
         """Drop the state: the next `run` begins from a checkpoint."""

@@ -57,7 +57,7 @@ def compare(world: World, folder: str, optimizer: str) -> list[str]:
         stopped = Trainer(build(job(*wanted), world), root / "b", lambda line: None)
         run_and_die(stopped, STOPS[number % len(STOPS)])
         stopped.state.exchange.close()
-        stopped.tracker.close("failed")
+        stopped.recorder.close("failed")
         resumed = trained(world, root / "b", wanted)
         for group, tensors in straight.items():
             for name, tensor in tensors.items():

@@ -88,13 +88,13 @@ def trainer(folder: pathlib.Path) -> tuple[Trainer, list[str]]:
 def test_a_killed_run_takes_up_its_choice(tmp_path):
     first, said = trainer(tmp_path)
     run_and_die(first, 14)
-    first.tracker.close("failed")
+    first.recorder.close("failed")
     assert any(line.startswith("exchange ") and ": packed, " in line for line in said)
     saved = json.loads((checkpoint.complete(tmp_path / "checkpoints")[-1] / "state.json").read_text())
     assert saved["regimes"] == ["packed"] * len(first.state.exchange.channels)
     second, said = trainer(tmp_path)
     second.run()
-    second.tracker.close("finished")
+    second.recorder.close("finished")
     planner = second.state.exchange.planner
     assert planner is not None and planner.begun and planner.count == 24
     assert "resumed from step_00000012" in said

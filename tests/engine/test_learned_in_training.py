@@ -36,7 +36,7 @@ def resumed(world: World, method: str, regime: str) -> tuple[str, str, float]:
     straight = train(job(*settings), world, folder / "a", quiet)
     trainer = Trainer(build(job(*settings), world), folder / "b", quiet)
     run_and_die(trainer, 7)
-    trainer.tracker.close("failed")
+    trainer.recorder.close("failed")
     trainer.state.exchange.close()
     again = Trainer(build(job(*settings), world), folder / "b", quiet)
     found = again.run()

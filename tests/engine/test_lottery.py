@@ -116,7 +116,7 @@ def killed_at(world: World, step: int, folder: pathlib.Path, *settings: str) -> 
     """Train until `step` steps are finished and saved, and die."""
     trainer = Trainer(build(job(*ROUNDS, "checkpoint.every=1", *settings), world), folder, quiet)
     run_and_die(trainer, step)
-    trainer.tracker.close("failed")
+    trainer.recorder.close("failed")
 
 
 def tensors(folder: pathlib.Path) -> dict[str, torch.Tensor]:

@@ -58,7 +58,7 @@ def check_resume(tmp_path: pathlib.Path, settings: tuple[str, ...]) -> None:
     train(job(*settings), World(), tmp_path / "a", quiet)
     trainer = Trainer(build(job(*settings), World()), tmp_path / "b", quiet)
     run_and_die(trainer, 5)
-    trainer.tracker.close("failed")
+    trainer.recorder.close("failed")
     train(job(*settings), World(), tmp_path / "b", quiet)
     one, two = tensors(tmp_path / "a"), tensors(tmp_path / "b")
     assert one.keys() == two.keys()

@@ -33,7 +33,7 @@ class Jumping(Trainer):
     def _forward_backward(self) -> None:
         super()._forward_backward()
         if self.state.sampler.order < self.jumps and self.state.step in (7, 8, 9):
-            self.window.losses[-1] *= 100.0
+            self.recorder.window.losses[-1] *= 100.0
 
 
 def run(folder: pathlib.Path, jumps: int, *overrides: str) -> tuple[Jumping, list[str]]:

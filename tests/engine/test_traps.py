@@ -94,7 +94,7 @@ def test_t17_the_norm_is_that_of_active_gradients_also_at_an_update(every):
     loop._forward_backward = noting
     reports = [loop.train_step() for _ in range(9)]
     assert [step for step, report in enumerate(reports, 1) if report] == [4, 8]
-    assert loop.window.norms == pytest.approx(expected, rel=1e-5)
+    assert loop.recorder.window.norms == pytest.approx(expected, rel=1e-5)
     assert all(norm > 1.001 * other for norm, other in zip(inflated, expected, strict=True))
 
 
