@@ -12,6 +12,7 @@ from sparsetrain.track import tables
 from sparsetrain.track.account import Account, account
 from sparsetrain.track.bars import Lane, paired, stacked, timeline
 from sparsetrain.track.chart import Axis, Curve, chart, escape, figure
+from sparsetrain.track.console import clean
 from sparsetrain.track.digest import BYTES, LAYERS, METRICS, STEP, WALL, Digest, digest, layers
 from sparsetrain.track.style import CSS, SCRIPT
 from sparsetrain.track.thin import KEPT
@@ -19,6 +20,7 @@ from sparsetrain.track.thin import KEPT
 MOST = 100  # runs that are drawn; the table has all
 POINTS = 8000  # stretches of each kind of curve, over all runs
 LAYERS_SHOWN = 240  # over all runs
+LONGEST = 80  # letters of a name
 DETAILS = 400  # rows of the other tables, over all runs
 STEPS, SECONDS, SENT = (
     Axis(label="step"),
@@ -46,7 +48,8 @@ class Told:
 def gather(folders: Sequence[pathlib.Path]) -> list[Told]:
     """Return what each run folder tells, and never raise for what is in it."""
     kept = min(KEPT, max(10, POINTS // max(1, len(folders))))
-    return [_told(folder, slot, kept) for slot, folder in enumerate(folders)]
+    names = _names(folders)
+    return [_told(folder, Lane(name=names[slot], slot=slot), kept) for slot, folder in enumerate(folders)]
 
 
 def page(runs: Sequence[Told]) -> str:
@@ -69,7 +72,15 @@ def page(runs: Sequence[Told]) -> str:
     return _shell(title[:120], "\n".join(body))
 
 
-def _told(folder: pathlib.Path, slot: int, kept: int) -> Told:
+def _names(folders: Sequence[pathlib.Path]) -> list[str]:
+    """Return the name of each folder, after its parent's where two have one name, and numbered where that is no help."""
+    names = [folder.name for folder in folders]
+    names = [f"{f.parent.name}/{n}" if names.count(n) > 1 else n for f, n in zip(folders, names, strict=True)]
+    short = [clean(name)[:LONGEST] for name in names]
+    return [f"{name} ({slot + 1})" if short.count(name) > 1 else name for slot, name in enumerate(short)]
+
+
+def _told(folder: pathlib.Path, lane: Lane, kept: int) -> Told:
     found, about = digest(folder / METRICS, kept), account(folder)
     missing = list(about.missing)
     if not found.rows:
@@ -79,7 +90,6 @@ def _told(folder: pathlib.Path, slot: int, kept: int) -> Told:
     rows = layers(folder / LAYERS)
     if not rows and "mask/sparsity" in found.figures:
         missing.append(f"{LAYERS} is not there: densities and churn of single layers are not known")
-    lane = Lane(name=folder.name[:80], slot=slot)
     return Told(lane=lane, digest=found, account=about, layers=rows, missing=tuple(missing))
 
 
@@ -107,7 +117,7 @@ def _header(runs: Sequence[Told]) -> str:
     for run in runs[:MOST]:
         about, steps = run.account, run.digest.figures.get(STEP)
         where = f"{about.workers} workers" if about.workers else ""
-        facts = [f"{steps:.0f} steps" if steps is not None else "", where, about.launcher, tables_date(about)]
+        facts = [f"{steps:.0f} steps" if steps is not None else "", where, about.launcher, _began(about)]
         state = f'<span class="state {escape(about.state)}">{escape(about.state)}</span>'
         cause = f'<br><span class="soft">{escape(about.cause)}</span>' if about.cause else ""
         said = escape(", ".join(fact for fact in facts if fact))
@@ -117,7 +127,7 @@ def _header(runs: Sequence[Told]) -> str:
     return f'<header><h1>{escape(title)}</h1><ul class="runs">{"".join(items)}</ul>{more}</header>'
 
 
-def tables_date(about: Account) -> str:
+def _began(about: Account) -> str:
     """Return when the run began, "" where that is not known."""
     return "" if about.began is None else f"began {tables.moment(about.began)} UTC"
 
@@ -201,7 +211,7 @@ NONE = '<p class="none">not recorded</p>'
 def _faults(runs: Sequence[Told]) -> str:
     line = timeline("faults", "What befell the runs", [(run.lane, run.account) for run in runs[:40]])
     table = tables.events([(run.lane, run.account.events) for run in runs], max(5, DETAILS // len(runs)))
-    return _charts(line.replace('<figure id="faults">', '<figure id="faults" class="wide">')) + table
+    return _charts(line) + table
 
 
 def _planner(runs: Sequence[Told]) -> str:

@@ -26,9 +26,9 @@ p { margin: 6px 0; } .soft { color: var(--soft); } small { color: var(--soft); f
 .tiles dd { margin: 2px 0 0; font-size: 1.2rem; font-variant-numeric: tabular-nums; }
 .charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 330px), 1fr)); gap: 12px; }
 figure { margin: 0; padding: 10px 10px 6px; position: relative; } figcaption { font-weight: 600; margin: 0 2px 6px; }
-figure.wide { grid-column: 1 / -1; }
+figure .box { border-radius: 6px; margin: 8px 0; } figure.wide { grid-column: 1 / -1; }
 figure .none { color: var(--soft); padding: 34px 0 40px; text-align: center; }
-svg { display: block; width: 100%; height: auto; } svg.bars { max-width: 640px; } svg.plot { touch-action: pan-y; }
+svg { display: block; width: 100%; height: auto; } svg.bars { max-width: 460px; } svg.plot { touch-action: pan-y; }
 svg text { fill: var(--soft); font-size: 11px; } text.y, text.end { text-anchor: end; } text.x, text.label { text-anchor: middle; }
 text.first { text-anchor: start; } text.lane { fill: var(--ink); font-size: 12px; } text.lane.end { fill: var(--soft); }
 text.small { font-size: 10px; }
@@ -47,11 +47,11 @@ rect.fault { --c: var(--bad); } path.alert { fill: var(--c5); } path.run { strok
 .key::before { content: ""; display: inline-block; width: 10px; height: 10px; border-radius: 2px; background: var(--c);
   margin-right: 5px; } .key.predicted::before { background: none; border: 1px solid var(--c0); }
 .key.measured { --c: var(--c0); } .key.fault { --c: var(--bad); } .key.alert { --c: var(--c5); }
-.box { overflow-x: auto; } table { border-collapse: collapse; width: 100%; font-size: 0.87rem; font-variant-numeric: tabular-nums; }
+.box { overflow-x: auto; } .charts + .box, .box + p, p + .box { margin-top: 12px; } table { border-collapse: collapse; width: 100%; font-size: 0.87rem; font-variant-numeric: tabular-nums; }
 th, td { padding: 6px 11px; text-align: right; white-space: nowrap; border-top: 1px solid var(--faint); }
 td.text, th.text { text-align: left; } td.long { white-space: normal; min-width: 240px; overflow-wrap: anywhere; }
 thead th { border-top: 0; color: var(--soft); font-weight: 500; vertical-align: bottom; }
-thead th.tall { white-space: normal; min-width: 84px; }
+thead th.tall { white-space: normal; min-width: 116px; }
 th:first-child, td:first-child { text-align: left; position: sticky; left: 0; background: var(--card); }
 td:first-child { max-width: 46vw; overflow: hidden; text-overflow: ellipsis; }
 th button { all: unset; cursor: pointer; } th button:focus-visible { outline: 2px solid var(--c0); outline-offset: 2px; }
