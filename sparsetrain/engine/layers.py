@@ -1,4 +1,4 @@
-"""layers.jsonl: at every evaluation, how dense each masked tensor is, and how much of its mask is new since the last."""
+"""layers.jsonl: at every evaluation, the density of each masked tensor, and what part of it is new since the last."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sparsetrain.masks.maskset import MaskSet
 from sparsetrain.track.jsonl import JsonlSink
 from sparsetrain.track.sink import Row
 
-_BITS = np.array([number.bit_count() for number in range(256)])  # set in each byte
+_BITS = np.array([number.bit_count() for number in range(256)], dtype=np.uint8)  # set in each byte
 
 
 class LayerSink:
@@ -46,4 +46,4 @@ class LayerSink:
 
 
 def _count(bits: np.ndarray) -> int:
-    return int(_BITS[bits].sum())
+    return int(_BITS[bits].sum(dtype=np.int64))

@@ -17,6 +17,7 @@ from sparsetrain.track.console import clean
 
 T = TypeVar("T")
 LARGEST = 2**24  # bytes of a JSON file
+NEWEST = 2**20  # bytes of an events file
 EVENTS = 200  # the last ones are kept
 LONGEST = 300  # characters of a text
 
@@ -111,6 +112,7 @@ def events_of(folder: pathlib.Path) -> tuple[Event, ...]:
             if not path.is_file():  # a pipe would keep us waiting
                 continue
             with path.open("rb") as file:
+                file.seek(max(0, path.stat().st_size - NEWEST))
                 kept.extend(_each(map(_loaded, file), _alert))
         except OSError:
             continue

@@ -73,7 +73,7 @@ def page(runs: Sequence[Told]) -> str:
 
 
 def _names(folders: Sequence[pathlib.Path]) -> list[str]:
-    """Return the name of each folder, after its parent's where two have one name, and numbered where that is no help."""
+    """Return the name of each folder, with its parent's where two have one, numbered where that is no help."""
     names = [folder.name for folder in folders]
     names = [f"{f.parent.name}/{n}" if names.count(n) > 1 else n for f, n in zip(folders, names, strict=True)]
     short = [clean(name)[:LONGEST] for name in names]
