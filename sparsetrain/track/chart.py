@@ -12,6 +12,7 @@ from sparsetrain.track.console import clean
 WIDTH, HEIGHT = 400, 236
 LEFT, RIGHT, TOP, BOTTOM = 46, 10, 8, 34
 COLORS = 8  # then they come again, dashed
+TINY = 1e-300  # no logarithm below it
 FAR = 1e150  # beyond it, differences are no numbers
 Points = Sequence[tuple[float, float]]
 
@@ -85,7 +86,7 @@ def chart(key: str, title: str, curves: Sequence[Curve], x: Axis, y: Axis) -> st
 def scale(values: Sequence[float], start: float, stop: float, axis: Axis) -> Scale:
     """Return the scale that holds the values, with a little room."""
     low, high = min(values), max(values)
-    if axis.zero:
+    if axis.zero and not axis.log:
         low, high = min(low, 0.0), max(high, 0.0)
     if axis.log:
         low, high = (low, high) if high > low * 1.01 else (low / 2, high * 2)
@@ -140,7 +141,7 @@ def looks(slot: int) -> str:
 
 def _visible(points: Points, log_x: bool, log_y: bool) -> list[tuple[float, float]]:
     return [
-        (x, y) for x, y in points if (x > 0 or not log_x) and (y > 0 or not log_y) and abs(x) < FAR and abs(y) < FAR
+        (x, y) for x, y in points if (x > TINY or not log_x) and (y > TINY or not log_y) and abs(x) < FAR and abs(y) < FAR
     ]
 
 
