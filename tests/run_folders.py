@@ -8,6 +8,13 @@ from typing import Any
 
 LAYERS = ("blocks.0.attention.qkv.weight", "blocks.0.mlp.up.weight")
 
+# Every figure of a report, and a text that would do harm where it is not taken as one.
+FIGURES = {
+    *("loss-step", "loss-wall", "loss-bytes", "sent", "total", "step-time", "time", "sparsity", "churn", "density"),
+    *("residual", "layers", "faults", "world"),
+}
+EVIL = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>\x1b[31m\u202e"
+
 
 def rows(steps: int = 60, every: int = 2) -> list[dict[str, float]]:
     """Return rows of metrics as the engine writes them."""

@@ -84,3 +84,11 @@ def test_the_couplings_of_the_page_are_removable_units(tmp_path, monkeypatch):
     masks = build(job, World()).masks
     kept = masks.masks.masks["out.weight"].any(0)
     assert int(kept.sum()) == 8 and torch.all(masks.masks.masks["embed.weight"] == kept)
+
+
+def test_the_page_on_looking_names_what_is_there():
+    text = (pathlib.Path(__file__).parent.parent / "docs/look.md").read_text()
+    assert set(re.findall(r"^sparsetrain (\w+)", text, re.MULTILINE)) == {"report", "watch"} <= set(cli.commands)
+    sections = set(re.findall(r"^\| ([A-Z][a-z ]+?)(?: \(.*?\))? \|", text, re.MULTILINE))
+    source = (pathlib.Path(__file__).parent.parent / "sparsetrain/track/page.py").read_text()
+    assert sections == set(re.findall(r'_section\(\s*"([^"]+)"', source)) - {"Figures"}

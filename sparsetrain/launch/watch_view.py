@@ -92,20 +92,36 @@ def _bytes(seen: Seen) -> list[Text]:
     if not seen.rows:
         return []
     last = seen.rows[-1]
-    sent = sum(last.get(f"comm/{kind}_bytes_per_step", 0.0) for kind in ("gradient", "mask", "weight"))
-    dense, words = last.get("comm/dense_bytes_per_step", 0.0), []
-    if "comm/gradient_bytes_per_step" in last:
+    sent, dense, words = sent_a_step(seen.rows), last.get("comm/dense_bytes_per_step", 0.0), []
+    if sent is not None:
         words.append(f"{size(sent)} a step")
-    if dense > 0 and words:
-        words.append(f"{1 - sent / dense:.1%} less than dense ({size(dense)})")
+    if dense > 0 and sent is not None:
+        words.append(f"{abs(1 - sent / dense):.1%} {'less' if sent <= dense else 'more'} than dense ({size(dense)})")
     if "comm/total_bytes" in last:
         words.append(f"{size(last['comm/total_bytes'])} so far")
     lines = [_line(("  sent       ", "dim"), (", ".join(words), ""))] if words else []
     if "time/step_s" in last:
-        parts = [f"{1e3 * last['time/step_s']:.4g} ms a step"]
-        parts += [f"{part} {1e3 * last[key]:.3g}" for part, key in PARTS if key in last]
+        parts = [f"{_ms(last['time/step_s'])} ms a step"]
+        parts += [f"{part} {_ms(last[key])}" for part, key in PARTS if key in last]
         lines.append(_line(("  time       ", "dim"), (", ".join(parts), "")))
     return lines
+
+
+def sent_a_step(rows: list[dict[str, Any]]) -> float | None:
+    """Return the bytes that rank 0 sent a step over these rows, of all kinds; None where they do not say. With local
+    steps one row may have nothing or a burst."""
+    counted = [row for row in rows if "comm/total_bytes" in row]
+    if not counted:
+        return None
+    first, last = counted[0], counted[-1]
+    steps, sent = last["train/step"] - first["train/step"], last["comm/total_bytes"] - first["comm/total_bytes"]
+    if steps <= 0 or sent < 0:
+        steps, sent = last["train/step"], last["comm/total_bytes"]
+    return sent / steps if steps > 0 and sent >= 0 else None
+
+
+def _ms(seconds: float) -> str:
+    return f"{1e3 * seconds:.3g}" if seconds < 0.1 else f"{1e3 * seconds:.0f}"
 
 
 PARTS = (("compute", "time/forward_backward_s"), ("exchange", "time/exchange_s"), ("optimizer", "time/optimizer_s"))

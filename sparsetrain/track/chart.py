@@ -141,7 +141,9 @@ def looks(slot: int) -> str:
 
 def _visible(points: Points, log_x: bool, log_y: bool) -> list[tuple[float, float]]:
     return [
-        (x, y) for x, y in points if (x > TINY or not log_x) and (y > TINY or not log_y) and abs(x) < FAR and abs(y) < FAR
+        (x, y)
+        for x, y in points
+        if (x > TINY or not log_x) and (y > TINY or not log_y) and abs(x) < FAR and abs(y) < FAR
     ]
 
 

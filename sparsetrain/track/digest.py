@@ -22,7 +22,6 @@ CURVES = (
     *((x, y) for x in (STEP, WALL, BYTES) for y in ("train/loss", "eval/loss")),
     (STEP, "comm/gradient_bytes"),
     (STEP, "comm/mask_bytes"),
-    (STEP, "comm/gradient_bytes_per_step"),
     (STEP, "comm/dense_bytes_per_step"),
     (STEP, "mask/sparsity"),
     (STEP, "mask/churn"),

@@ -153,6 +153,14 @@ def _curves(runs: Sequence[Told], x: str, y: str, look: str = "", factor: float 
     ]
 
 
+def _per_step(runs: Sequence[Told], key: str) -> list[Curve]:
+    """Return the mean a step of a counter: with local steps, single windows have nothing or a burst."""
+    return [
+        dataclasses.replace(curve, points=[(x, y / x) for x, y in curve.points if x > 0])
+        for curve in _curves(runs, STEP, key)
+    ]
+
+
 def _losses(runs: Sequence[Told]) -> str:
     loss, found = Axis(label="nats; dots: validation"), ""
     for key, title, x, axis in (
@@ -167,7 +175,7 @@ def _losses(runs: Sequence[Told]) -> str:
 
 def _traffic(runs: Sequence[Told]) -> str:
     sent = [
-        *_curves(runs, STEP, "comm/gradient_bytes_per_step"),
+        *_per_step(runs, "comm/gradient_bytes"),
         *_curves(runs, STEP, "comm/dense_bytes_per_step", "second", said="dense would be"),
     ]
     total = [
@@ -176,7 +184,7 @@ def _traffic(runs: Sequence[Told]) -> str:
     ]
     bars = [(run.lane, run.digest.parts) for run in runs[:40]]
     return (
-        chart("sent", "Gradient sent in a step", sent, STEPS, Axis(label="bytes; dotted: dense", log=True))
+        chart("sent", "Gradient sent a step, mean so far", sent, STEPS, Axis(label="bytes; dotted: dense", log=True))
         + chart("total", "Sent so far", total, STEPS, Axis(label="MB; dotted: masks", log=True))
         + chart("step-time", "Time of a step", _curves(runs, STEP, "time/step_s", factor=1e3), STEPS, Axis(label="ms"))
         + stacked("time", "Where the time goes", bars)

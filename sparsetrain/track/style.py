@@ -67,7 +67,7 @@ SCRIPT = """
 "use strict";
 for (const table of document.querySelectorAll("table.sortable")) {
   const heads = [...table.tHead.rows[0].cells];
-  heads.forEach((head, column) => head.firstElementChild.addEventListener("click", () => {
+  heads.forEach((head, column) => head.firstElementChild?.addEventListener("click", () => {
     const up = head.getAttribute("aria-sort") !== "ascending", body = table.tBodies[0];
     const key = (row) => { const cell = row.cells[column]; return "v" in cell.dataset ? cell.dataset.v : cell.textContent; };
     const rows = [...body.rows].sort((one, other) => {

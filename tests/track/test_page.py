@@ -3,16 +3,10 @@ import pathlib
 import re
 
 import pytest
-from run_folders import lines, rows, write_run
+from run_folders import EVIL, FIGURES, lines, rows, write_run
 
 from sparsetrain.track.page import gather, page
 from sparsetrain.track.report import write_report
-
-FIGURES = {
-    *("loss-step", "loss-wall", "loss-bytes", "sent", "total", "step-time", "time", "sparsity", "churn", "density"),
-    *("residual", "layers", "faults", "world"),
-}
-EVIL = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>\x1b[31m\u202e"
 
 
 class Tags(html.parser.HTMLParser):

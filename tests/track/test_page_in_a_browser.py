@@ -2,8 +2,7 @@
 
 import pytest
 from browser import binary, browser
-from run_folders import write_run
-from test_page import EVIL, FIGURES
+from run_folders import EVIL, FIGURES, write_run
 
 from sparsetrain.track.report import write_report
 
