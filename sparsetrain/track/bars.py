@@ -65,7 +65,7 @@ def paired(key: str, title: str, candidates: Sequence[Candidate]) -> str:
                     f'<text class="small" x="{SIDE + width + 4:.1f}" y="{y + 8}">{1e3 * value:.4g} ms</text>'
                 )
     keys = '<p class="keys"><span class="key predicted">predicted</span><span class="key measured">measured</span></p>'
-    return figure(key, title, _svg(title, len(candidates) * (LANE + 10), body) + keys, "ms a step")
+    return figure(key, title, _svg(title, len(candidates) * (LANE + 10), body) + keys, "ms a step", wide=True)
 
 
 def timeline(key: str, title: str, lanes: Sequence[tuple[Lane, Account]]) -> str:

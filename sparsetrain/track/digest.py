@@ -34,7 +34,7 @@ WHOLE = (STEP, "comm/gradient_bytes", "time/step_s", "time/exchange_s", "time/fo
 STEADY = WHOLE[2:]
 TIMES = tuple(f"time/{part}_s" for part in PARTS)
 KEYS = tuple(dict.fromkeys((*WHOLE, *TIMES, *(key for curve in CURVES for key in curve))))
-BLOCK = 2**22  # bytes that are read at once
+BLOCK = 2**24  # bytes that are read at once
 Points = list[tuple[float, float]]
 
 

@@ -229,7 +229,9 @@ def _planner(runs: Sequence[Told]) -> str:
         count = len(run.account.decisions)
         said = f"before exchange {last.exchange}" + (f", the last of {count} decisions" if count > 1 else "")
         bars = paired(f"planner-{run.lane.slot}", f"{run.name}: {said}", last.candidates[:40])
-        why = f'<p class="soft">{escape(last.why)}</p>'
+        took = run.digest.figures.get("time/step_s_steady")
+        in_run = "" if took is None else f"; in the run a step took {1e3 * took:.4g} ms, the median of its second half"
+        why = f'<p class="soft">{escape(last.why + in_run)}</p>'
         found += bars.replace("</figure>", why + tables.decision(last) + "</figure>")
     none = '<p class="none">no run let the planner choose (exchange.regime: auto)</p>'
     return f'<div class="charts" id="planner">{found or figure("planner-none", "Predicted and measured", none)}</div>'
