@@ -81,7 +81,7 @@ def timeline(key: str, title: str, lanes: Sequence[tuple[Lane, Account]]) -> str
     for number, (lane, told) in enumerate(shown):
         top, (start, stop) = number * LANE, spans[lane.slot]
         faults = sum(event.fault for event in told.events)
-        body.append(_name(lane, top, f"{faults} faults, {len(told.events) - faults} alerts"))
+        body.append(_name(lane, top, f"faults {faults}, alerts {len(told.events) - faults}"))
         body.append(f'<path class="run {looks(lane.slot)}" d="M{SIDE} {top + 23}H{across.at(stop - start):.1f}"/>')
         for event in told.events:
             x, said = across.at(event.at - start), escape(f"step {event.step}: {event.kind}: {event.text}")

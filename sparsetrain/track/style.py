@@ -47,13 +47,13 @@ rect.fault { --c: var(--bad); } path.alert { fill: var(--c5); } path.run { strok
 .key::before { content: ""; display: inline-block; width: 10px; height: 10px; border-radius: 2px; background: var(--c);
   margin-right: 5px; } .key.predicted::before { background: none; border: 1px solid var(--c0); }
 .key.measured { --c: var(--c0); } .key.fault { --c: var(--bad); } .key.alert { --c: var(--c5); }
-.box { overflow-x: auto; } .charts + .box, .box + p, p + .box { margin-top: 12px; } table { border-collapse: collapse; width: 100%; font-size: 0.87rem; font-variant-numeric: tabular-nums; }
+.box { overflow-x: auto; } .charts + .box, .charts + .charts, .box + p, p + .box { margin-top: 12px; } table { border-collapse: collapse; width: 100%; font-size: 0.87rem; font-variant-numeric: tabular-nums; }
 th, td { padding: 6px 11px; text-align: right; white-space: nowrap; border-top: 1px solid var(--faint); }
 td.text, th.text { text-align: left; } td.long { white-space: normal; min-width: 240px; overflow-wrap: anywhere; }
 thead th { border-top: 0; color: var(--soft); font-weight: 500; vertical-align: bottom; }
 thead th.tall { white-space: normal; min-width: 116px; }
 th:first-child, td:first-child { text-align: left; position: sticky; left: 0; background: var(--card); }
-td:first-child { max-width: 46vw; overflow: hidden; text-overflow: ellipsis; }
+td:first-child { max-width: 46vw; min-width: 104px; white-space: normal; overflow-wrap: anywhere; }
 th button { all: unset; cursor: pointer; } th button:focus-visible { outline: 2px solid var(--c0); outline-offset: 2px; }
 th[aria-sort="ascending"] button::after { content: " \\2191"; } th[aria-sort="descending"] button::after { content: " \\2193"; }
 td .spark { width: 120px; height: 24px; display: inline-block; vertical-align: middle; }
