@@ -116,6 +116,16 @@ def status(run: str, as_json: bool) -> None:
 
 @cli.command()
 @click.argument("run", metavar="RUN")
+@click.option("--once", is_flag=True, help="Show it once; also what happens where the output is no terminal.")
+def watch(run: str, once: bool) -> None:
+    """Show RUN (a name or a run folder) as it goes on: progress, losses, bytes, ranks, what happened last."""
+    from sparsetrain.launch.watch import watch_run
+
+    sys.exit(watch_run(run, once))
+
+
+@cli.command()
+@click.argument("run", metavar="RUN")
 @click.option("--wait", type=click.FloatRange(0), default=60.0, show_default=True, help="Seconds until it has to end.")
 def cancel(run: str, wait: float) -> None:
     """End RUN (a name or a run folder) as Ctrl-C would: a Slurm job, or a run on this machine."""
@@ -226,7 +236,7 @@ def chaos(source: str, overrides: Any, faults: str, as_json: bool, **numbers: An
 @click.argument("runs", nargs=-1, required=True, metavar="RUN...")
 @click.option("--out", default=None, metavar="FOLDER", help="Where the report goes; default: report/ of the last run.")
 def report(runs: tuple[str, ...], out: str | None) -> None:
-    """Compare runs (names or folders): a table, and a report with figures."""
+    """Compare runs (names or folders): a table, and a page with figures that needs nothing beside it."""
     from sparsetrain.launch.run import report_runs
 
     report_runs(runs, out)

@@ -69,6 +69,7 @@ WRONG_CALLS = {
     "kind": (["list", "modle"], "did you mean 'model'"),
     "resume": (["resume", "nothing"], "nothing: no such run"),
     "report": (["report", "nothing"], "nothing: no such run"),
+    "watch": (["watch", "nothing"], "nothing: no such run"),
     "config": (["config", "shwo"], "shwo"),
 }
 

@@ -107,3 +107,11 @@ def test_every_cluster_for_plan_is_one():
     assert len(files) >= 3 and all(load_cluster(str(path)).fabric().ranks > 1 for path in files)
     (block,) = re.findall(r"```yaml\n(.*?)```", (root / "docs/concepts/planner.md").read_text(), re.DOTALL)
     assert cluster_of(yaml.safe_load(block)).workers == 32
+
+
+def test_the_page_on_looking_names_what_is_there():
+    text = (pathlib.Path(__file__).parent.parent / "docs/look.md").read_text()
+    assert set(re.findall(r"^sparsetrain (\w+)", text, re.MULTILINE)) == {"report", "watch"} <= set(cli.commands)
+    sections = set(re.findall(r"^\| ([A-Z][a-z ]+?)(?: \(.*?\))? \|", text, re.MULTILINE))
+    source = (pathlib.Path(__file__).parent.parent / "sparsetrain/track/page.py").read_text()
+    assert sections == set(re.findall(r'_section\(\s*"([^"]+)"', source)) - {"Figures"}

@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 from sparsetrain.config.load import to_tree
 from sparsetrain.engine.flow import effective_sparsity
+from sparsetrain.engine.layers import LayerSink
 from sparsetrain.engine.state import RunState
 from sparsetrain.engine.window import Window
 from sparsetrain.masks.controller import Report
@@ -53,6 +54,9 @@ def sinks(
         "metrics.jsonl": lambda: JsonlSink(JsonlSink.Config(), folder / "metrics.jsonl", recorded),
         "console": lambda: RowSink(show),
     }
+    if state.masks is not None:
+        masks = state.masks
+        sinks["layers.jsonl"] = lambda: LayerSink(lambda: masks.masks, folder / "layers.jsonl", recorded)
     if job.log.wandb.mode != "disabled":
         facts = {"seed": job.seed, "workers": state.world.size}
         if hasattr(state.data, "describe"):

@@ -12,10 +12,11 @@ from sparsetrain.config.errors import JobError
 from sparsetrain.launch import slurm_job
 from sparsetrain.launch.run import find_folder
 from sparsetrain.track.console import format_row
-from sparsetrain.track.jsonl import read
+from sparsetrain.track.jsonl import tail
 from sparsetrain.worker import existing, record
 
 LAUNCH = "launch"
+MOST = 10**15  # steps of a run
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -72,7 +73,7 @@ def launched(name: str) -> pathlib.Path:
 def standing(folder: pathlib.Path) -> Standing:
     """Return how the run in this folder stands."""
     told, number, holder = existing.status(folder), slurm_job.pending(folder / LAUNCH), record.holder(folder)
-    state = told.get("status", "lost")
+    state = str(told.get("status", "lost"))
     if holder:
         state = "running"
     elif number:
@@ -80,14 +81,13 @@ def standing(folder: pathlib.Path) -> Standing:
     elif state == "running":
         state = "lost"
     metrics = folder / "metrics.jsonl"
-    rows = read(metrics) if metrics.is_file() else []
-    tree = existing.stored_tree(folder) or {}
+    rows = tail(metrics, 1)
     return Standing(
         name=folder.name,
         folder=str(folder),
         state=state,
         cause=_cause(told, state),
-        steps=tree.get("train", {}).get("steps"),
+        steps=_steps(folder),
         row=rows[-1] if rows else None,
         seconds_ago=time.time() - metrics.stat().st_mtime if rows else None,
         job=number or None,
@@ -99,7 +99,15 @@ def standing(folder: pathlib.Path) -> Standing:
 def _cause(told: dict[str, Any], state: str) -> str | None:
     if state == "lost":
         return "its processes are gone, or cannot be seen from here" if told else "it was never started"
-    return told.get("cause") if state in ("failed", "interrupted") else None
+    cause = told.get("cause") if state in ("failed", "interrupted") else None
+    return None if cause is None else str(cause)
+
+
+def _steps(folder: pathlib.Path) -> int | None:
+    """Return how many steps the job of the folder has, None where it does not say."""
+    train = (existing.stored_tree(folder) or {}).get("train")
+    steps = train.get("steps") if isinstance(train, dict) else None
+    return steps if isinstance(steps, int) and not isinstance(steps, bool) and 0 < steps < MOST else None
 
 
 def _hosts(folder: pathlib.Path) -> tuple[str, ...]:

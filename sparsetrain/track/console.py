@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Callable
 from typing import Any
 
@@ -51,3 +52,12 @@ def size(count: float) -> str:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.3g} {unit}"
         count /= 1000
     raise AssertionError
+
+
+def clean(text: str) -> str:
+    """Return a text of one line that does nothing to a terminal: controls, marks of direction and halves of characters
+    are shown as a dot, white space as a blank."""
+    return "".join(
+        " " if each.isspace() else "\N{MIDDLE DOT}" if unicodedata.category(each).startswith("C") else each
+        for each in text
+    )

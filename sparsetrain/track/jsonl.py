@@ -12,6 +12,7 @@ from typing import Any
 from sparsetrain.track.sink import Delayed
 
 Row = dict[str, float]
+BLOCK = 2**18  # bytes that are read at once of the end of a file
 
 
 class JsonlSink:
@@ -56,25 +57,46 @@ class JsonlSink:
 
 def read(path: pathlib.Path) -> list[dict[str, Any]]:
     """Return the rows of a metrics file; what is no row of numbers, like a line that a crash cut off, is left out."""
-    rows = []
     if not path.is_file():  # a pipe would keep us waiting
-        return rows
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError):
-            continue
-        if (
-            isinstance(row, dict)
-            and all(_is_number(value) for value in row.values())
-            and row.get("train/step", -1) >= 0
-        ):
-            rows.append(row)
-    return rows
+        return []
+    with path.open("rb") as file:
+        return [row for line in file if (row := parsed(line)) is not None]
+
+
+def tail(path: pathlib.Path, most: int = 64) -> list[dict[str, Any]]:
+    """Return the last rows of a metrics file, at most `most`, without reading what lies far before them."""
+    if not path.is_file():
+        return []
+    with path.open("rb") as file:
+        end = file.seek(0, os.SEEK_END)
+        taken = min(end, BLOCK)
+        while True:
+            file.seek(end - taken)
+            lines = file.read(taken).split(b"\n")
+            if taken < end:
+                lines = lines[1:]  # the first one may have lost its beginning
+            rows = [row for line in lines[-most - 1 :] if (row := parsed(line)) is not None]
+            if len(rows) >= min(most, 1) or taken == end:
+                return rows[-most:]
+            taken = min(end, 8 * taken)
+
+
+def parsed(line: bytes) -> dict[str, Any] | None:
+    """Return the row of a line, None where it is no object of finite numbers with a step."""
+    try:
+        row = json.loads(line.decode("utf-8", errors="replace"))
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(row, dict) or not all(_is_number(value) for value in row.values()):
+        return None
+    return row if row.get("train/step", -1) >= 0 else None
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    try:
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:  # an integer of more than 308 digits
+        return False
 
 
 def series(rows: list[dict[str, Any]], key: str) -> tuple[list[float], list[float]]:

@@ -18,8 +18,8 @@ from typing import Any
 
 from sparsetrain.config.job import Wandb
 from sparsetrain.track.background import CLOSE_S, Background
+from sparsetrain.track.density_picture import DensityPicture
 from sparsetrain.track.notes import Alert, Histogram, Note, Table
-from sparsetrain.track.picture import DensityPicture
 from sparsetrain.track.sink import Row
 
 INIT_S = 10  # seconds; an unreachable server costs the thread about twice as much, once

@@ -120,9 +120,10 @@ def test_a_run_without_rows_has_dashes(tmp_path):
     assert " -" in compare(runs)
 
 
-def test_the_report_is_a_picture_and_a_text(tmp_path):
+def test_the_report_is_a_page_a_picture_and_a_text(tmp_path):
     runs = [folder(tmp_path, "dense", 2.0, 1000.0, False), folder(tmp_path, "sparse", 2.1, 10.0, True)]
-    picture = write_report(runs, tmp_path / "report")
+    assert write_report(runs, tmp_path / "report") == tmp_path / "report/report.html"
+    picture = tmp_path / "report/report.png"
     assert picture.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n" and picture.stat().st_size > 20_000
     assert "validation loss" in (tmp_path / "report/report.txt").read_text()
 

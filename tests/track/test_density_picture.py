@@ -1,6 +1,6 @@
 import pytest
 
-from sparsetrain.track.picture import MOST, DensityPicture
+from sparsetrain.track.density_picture import MOST, DensityPicture
 
 
 def test_the_picture_has_a_line_for_each_masked_layer_and_a_cell_for_each_step():
