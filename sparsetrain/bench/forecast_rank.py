@@ -11,6 +11,7 @@ from typing import Any
 from sparsetrain.bench.forecast import IDEAL, Plan, jobs
 from sparsetrain.bench.rank import Way, serve
 from sparsetrain.bench.ranks import Place
+from sparsetrain.bench.simulation_rank import costs_here
 from sparsetrain.bench.step_rank import Step, once, plain
 from sparsetrain.collective.torch_dist import torch_world
 from sparsetrain.engine.matmul import prefer_fast_matmul
@@ -18,16 +19,14 @@ from sparsetrain.engine.state import build
 from sparsetrain.engine.trainer import Trainer
 from sparsetrain.gradient.calibration import measure_network
 from sparsetrain.plan.compute import codec_of
-from sparsetrain.plan.costs import measure as measured_costs
-from sparsetrain.plan.rest import with_rest
 
 
 def measure(place: Place, plan: Plan, way: Way) -> dict[str, Any]:
     """Return this rank's figures: the network, and seconds of a step in each round by way. Collective."""
     prefer_fast_matmul(lambda line: None)
-    network = measure_network(way())
-    codec = codec_of(next(iter(jobs(plan).values())))
-    costs = with_rest(measured_costs(codec, plan.density), codec, plan.density)
+    transport = way()
+    network, codec = dataclasses.asdict(measure_network(transport)), codec_of(next(iter(jobs(plan).values())))
+    costs = costs_here(transport, network, codec, plan.density)
     with contextlib.ExitStack() as stack:
         steps: dict[str, Step] = {}
         for name, job in jobs(plan).items():
@@ -41,7 +40,7 @@ def measure(place: Place, plan: Plan, way: Way) -> dict[str, Any]:
                 spent, _ = once(step, plan.steps, None)
                 if turn:  # the first turn touches memory
                     seconds[name].append(spent)
-    return {"network": dataclasses.asdict(network), "costs": dataclasses.asdict(costs), "seconds": seconds}
+    return {"network": network, "costs": dataclasses.asdict(costs), "seconds": seconds}
 
 
 if __name__ == "__main__":

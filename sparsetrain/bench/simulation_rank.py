@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+import statistics
 import sys
 import time
 from typing import Any
 
-from sparsetrain.bench.rank import Way, serve
+import torch
+
+from sparsetrain.bench.rank import PINGS, Way, serve
 from sparsetrain.bench.ranks import Place
 from sparsetrain.bench.simulation import NAMES, Plan
+from sparsetrain.collective.payload import Codec
+from sparsetrain.collective.some import send
+from sparsetrain.collective.transport import Transport
 from sparsetrain.collective.world import World
 from sparsetrain.gradient.calibration import measure_network
+from sparsetrain.plan.costs import Costs
 from sparsetrain.plan.costs import measure as measured_costs
 from sparsetrain.plan.rest import call_of, with_rest
 
@@ -22,9 +30,8 @@ def measure(place: Place, plan: Plan, way: Way) -> dict[str, Any]:
     """Return this rank's figures: the network, and seconds of each collective in each round. Collective."""
     transport = way()
     world = World(rank=place.rank, size=place.ranks, transport=transport, node=f"host{place.rank}")
-    network = measure_network(transport)
-    codec = plan.codec()
-    costs = with_rest(measured_costs(codec, plan.density), codec, plan.density)
+    network, codec = dataclasses.asdict(measure_network(transport)), plan.codec()
+    costs = costs_here(transport, network, codec, plan.density)
     calls = {name: call_of(name, world, codec, plan.density, plan.size) for name in NAMES}
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for turn in range(WARMUP + plan.rounds):
@@ -34,7 +41,24 @@ def measure(place: Place, plan: Plan, way: Way) -> dict[str, Any]:
             call()
             if turn >= WARMUP:
                 seconds[name].append(time.perf_counter() - began)
-    return {"network": dataclasses.asdict(network), "costs": dataclasses.asdict(costs), "seconds": seconds}
+    return {"network": network, "costs": dataclasses.asdict(costs), "seconds": seconds}
+
+
+def costs_here(transport: Transport, network: dict[str, float], codec: Codec, density: float) -> Costs:
+    """Return what the processor costs, measured by rank 0 while the others wait, and make the network's latency that of
+    one hop: the gather that it was measured with is a ring. Collective."""
+    network["latency_s"] *= math.ceil(math.log2(transport.size)) / (transport.size - 1)
+    word = {rank: torch.zeros(8, dtype=torch.uint8) for rank in range(transport.size) if rank != transport.rank}
+    spent = []
+    for _ in range(PINGS):
+        transport.barrier()
+        began = time.perf_counter()
+        send(word, dict.fromkeys(word, 8), transport)
+        spent.append(time.perf_counter() - began)
+    transport.barrier()
+    costs = with_rest(measured_costs(codec, density), codec, density) if transport.rank == 0 else Costs()
+    transport.barrier()
+    return dataclasses.replace(costs, message_s=max(0.0, statistics.median(spent) - network["latency_s"]))
 
 
 if __name__ == "__main__":

@@ -29,7 +29,8 @@ OTHER = 1 << 23  # elements that push all else out of the caches
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Costs:
     """Seconds of one core. `..._element_s` are for each of the n elements of a bucket, `..._entry_s` for each of the
-    entries; `call_s` is what a call costs that does nothing, `message_s` what one more message does."""
+    entries; `call_s` is what a call costs that does nothing. `message_s` is what a message between two ranks takes
+    beside the latency of the links: the library's part, which does not become longer where cores are shared."""
 
     select_element_s: float = 0.0
     encode_entry_s: float = 0.0
@@ -74,9 +75,13 @@ class Costs:
 
     def scaled(self, factor: float) -> Costs:
         """Return what a processor costs that takes `factor` times as long."""
-        numbers = {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name != "rest"}
+        kept = ("rest", "message_s")
+        numbers = {
+            field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name not in kept
+        }
         rest = tuple((name, factor * each) for name, each in self.rest)
-        return Costs(**{name: factor * value for name, value in numbers.items()}, rest=rest)
+        scaled = {name: factor * value for name, value in numbers.items()}
+        return Costs(**scaled, message_s=self.message_s, rest=rest)
 
 
 def measure(codec: Codec, density: float, threads: int = 1) -> Costs:

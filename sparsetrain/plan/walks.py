@@ -63,7 +63,7 @@ def allgather(fabric: Fabric, at: Times, work: Work) -> Times:
     """Every rank's message to every rank."""
     costs, ranks = work.costs, fabric.ranks
     size = work.message(work.count) * (1.0 if work.codec.fixed else SLACK)
-    at = gather(fabric, at + costs.encode(work.count), size)
+    at = gather(fabric, at + costs.encode(work.count), size, costs.message_s)
     return at + ranks * costs.decode(work.count) + costs.merge(work.size, ranks * work.count)
 
 
@@ -81,25 +81,25 @@ def _by_owners(fabric: Fabric, at: Times, work: Work, passed: float, looks: int)
     costs, ranks = work.costs, fabric.ranks
     own, region = work.count / ranks, work.size / ranks
     # The regions' edges are looked at anew once in eight exchanges.
-    edges = _agree(fabric, np.zeros(ranks), LENGTH * (ranks - 1)) / 8
+    edges = _agree(fabric, np.zeros(ranks), LENGTH * (ranks - 1), costs.message_s) / 8
     fabric.rest()
     at = at + edges + ranks * costs.call_s + costs.encode(work.count) + costs.values(work.count)
-    at = at + ranks * costs.message_s
-    at = fabric.all_to_all(fabric.all_to_all(at, LENGTH), work.message(own, region))
+    at = fabric.all_to_all(fabric.all_to_all(at, LENGTH), work.message(own, region)) + 2 * costs.message_s
     at = at + ranks * costs.call_s + costs.decode(work.count) + costs.merge(region, work.count)
     at = at + costs.passes(region, 2)
     for _ in range(looks):
-        at = _agree(fabric, at + costs.call_s, 256 * WORD)
-    at = at + costs.encode(passed / ranks)
-    at = gather(fabric, fabric.all_to_all(at, LENGTH), work.message(passed / ranks, region))
+        at = _agree(fabric, at + costs.call_s, 256 * WORD, costs.message_s)
+    at = at + costs.encode(passed / ranks) + costs.message_s
+    at = gather(fabric, fabric.all_to_all(at, LENGTH), work.message(passed / ranks, region), costs.message_s)
     return at + ranks * costs.call_s + costs.decode(passed) + costs.merge(work.size, passed)
 
 
 def gtopk(fabric: Fabric, at: Times, work: Work) -> Times:
     """Pairs merge and keep the largest."""
     costs, k = work.costs, work.count
-    before, after = costs.encode(k) + costs.values(k), costs.decode(k) + costs.call_s + 2 * k * costs.pair_entry_s
     told = not work.codec.fixed
+    before = costs.encode(k) + costs.values(k) + (1 + told) * costs.message_s
+    after = costs.decode(k) + costs.call_s + 2 * k * costs.pair_entry_s
     return _pairs(fabric, at, lambda ranks: (work.message(k), before, after), told) + costs.merge(work.size, k)
 
 
@@ -110,14 +110,15 @@ def recursive_doubling(fabric: Fabric, at: Times, work: Work) -> Times:
     def turn(ranks: float) -> tuple[float, float, float]:
         held, merged = work.union(ranks), work.union(2 * ranks)
         size = min(work.message(held), work.values(work.size))
-        return size, costs.encode(held) + costs.values(held), costs.decode(held) + costs.combine(2 * merged)
+        before = costs.encode(held) + costs.values(held) + 2 * costs.message_s
+        return size, before, costs.decode(held) + costs.combine(2 * merged)
 
     return _pairs(fabric, at, turn, True) + costs.merge(work.size, work.union(fabric.ranks))
 
 
-def _agree(fabric: Fabric, at: Times, size: float) -> Times:
+def _agree(fabric: Fabric, at: Times, size: float, message_s: float) -> Times:
     """Return when all have the sum of some whole numbers (collective.whole)."""
-    return _pairs(fabric, at, lambda ranks: (size, 0.0, 0.0), False)
+    return _pairs(fabric, at, lambda ranks: (size, 0.0, message_s), False)
 
 
 def _pairs(fabric: Fabric, at: Times, turn: Callable[[float], tuple[float, float, float]], told: bool) -> Times:
@@ -152,13 +153,13 @@ def hierarchical(fabric: Fabric, at: Times, work: Work) -> Times:
     costs, ranks, mates = work.costs, fabric.ranks, min(work.group, fabric.ranks)
     groups = math.ceil(ranks / mates)
     part, own = work.size / mates, max(1.0, work.count / mates)
-    at = _inside(fabric, at, mates, WORD * part) + costs.passes(part, mates)
+    at = _inside(fabric, at, mates, WORD * part) + costs.passes(part, mates) + costs.message_s
     at = at + costs.select(part) + costs.encode(own)
     size = work.message(own, part)
     if groups > 1:
         told = at if work.codec.fixed else fabric.all_to_all(at, LENGTH / mates)
-        at = fabric.all_to_all(told, size / mates) + groups * costs.message_s
-    at = _inside(fabric, _inside(fabric, at, mates, LENGTH), mates, groups * size)
+        at = fabric.all_to_all(told, size / mates) + (2 - work.codec.fixed) * costs.message_s
+    at = _inside(fabric, _inside(fabric, at, mates, LENGTH), mates, groups * size) + 2 * costs.message_s
     sent = groups * mates * own
     return at + groups * mates * costs.call_s + costs.decode(sent) + costs.merge(work.size, sent)
 
@@ -178,10 +179,11 @@ def _values(fabric: Fabric, at: Times, work: Work, count: int) -> Times:
     if work.codec.values.bytes(2) - work.codec.values.bytes(1) == WORD:
         return reduce(fabric, at + costs.passes(count), WORD * count, costs.pass_element_s) + costs.passes(count, 2)
     own = count / ranks
-    at = at + count * costs.encode_value_s + ranks * costs.message_s
-    at = fabric.all_to_all(at, work.values(own))
+    at = fabric.all_to_all(at + count * costs.encode_value_s, work.values(own)) + costs.message_s
     at = at + count * costs.decode_value_s + costs.passes(count) + own * costs.encode_value_s
-    return gather(fabric, at, work.values(own)) + count * (costs.encode_value_s + 2 * costs.decode_value_s)
+    return gather(fabric, at, work.values(own), costs.message_s) + count * (
+        costs.encode_value_s + 2 * costs.decode_value_s
+    )
 
 
 def lowrank(fabric: Fabric, at: Times, work: Work) -> Times:
@@ -212,9 +214,11 @@ def walk(name: str, fabric: Fabric, at: Times, work: Work) -> Times:
     return WALKS[name](fabric, at + work.costs.unexplained(name, size), work)
 
 
-def gather(fabric: Fabric, at: Times, size: float) -> Times:
+def gather(fabric: Fabric, at: Times, size: float, message_s: float = 0.0) -> Times:
     """Return when all have the messages of all, `size` bytes each: passed on in a ring, short ones sent to all."""
-    return _ring(fabric, at, size, fabric.ranks - 1, 0.0) if size >= RING else fabric.all_to_all(at, size)
+    if size < RING:
+        return fabric.all_to_all(at, size) + message_s
+    return _ring(fabric, at, size, fabric.ranks - 1, message_s)
 
 
 def reduce(fabric: Fabric, at: Times, size: float, add_byte_s: float) -> Times:

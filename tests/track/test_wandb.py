@@ -93,7 +93,10 @@ def test_the_client_writes_rows_tables_histograms_pictures_and_alerts_and_a_seco
 
 
 @pytest.mark.timeout(120)
-@pytest.mark.parametrize("mood", ["hang", "500", "401", "works until init", "works"])
+@pytest.mark.parametrize(
+    "mood",
+    ["401", "works", *(pytest.param(each, marks=pytest.mark.slow) for each in ("hang", "500", "works until init"))],
+)
 def test_a_server_that_fails_costs_the_training_nothing(tmp_path, mood):
     folder = tmp_path / "run"
     kept = mood in ("401", "works", "works until init")  # the client writes down what the server does not take
