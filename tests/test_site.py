@@ -4,6 +4,7 @@ import importlib.util
 import os
 import pathlib
 import re
+import shlex
 import shutil
 import socket
 import subprocess
@@ -11,6 +12,9 @@ import sys
 
 import pytest
 from commands import Desk
+
+from sparsetrain.cli import cli
+from sparsetrain.config.load import load_job
 
 ROOT = pathlib.Path(__file__).parent.parent
 PAGES = sorted((ROOT / "docs").rglob("*.md"))
@@ -33,6 +37,39 @@ def test_every_link_of_a_page_leads_somewhere(page: pathlib.Path) -> None:
         assert target.exists(), f"{page.name}: {link}"
         if anchor and target.suffix == ".md":
             assert anchor in headings(target.read_text()), f"{page.name}: {link}"
+
+
+def commands() -> list[str]:
+    """Return every call of ours that the pages show, on one line each."""
+    found = []
+    for page in [*PAGES, ROOT / "README.md", ROOT / "cluster_configs/README.md", ROOT / "launchers/README.md"]:
+        text = page.read_text()
+        blocks = re.findall(r"```sh\n(.*?)```", text, re.DOTALL)
+        lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+        lines += re.findall(r"^\|[^|]*\| `(sparsetrain [^`]*)` \|$", text, re.MULTILINE)
+        found += [line.strip() for line in lines if line.strip().startswith("sparsetrain ")]
+    return sorted(set(found))
+
+
+@pytest.mark.parametrize("line", commands())
+def test_every_command_that_a_page_shows_is_understood(line: str) -> None:
+    words = shlex.split(line, comments=True)[1:]
+    if "&" in words or ">" in words or "|" in words:
+        words = words[: next(n for n, word in enumerate(words) if word in ("&", ">", "|"))]
+    group, path = cli, ["sparsetrain"]
+    while words and words[0] in getattr(group, "commands", {}):
+        path.append(words[0])
+        group = group.commands[words.pop(0)]
+    assert len(path) > 1, line
+    group.make_context(" ".join(path), words)  # raises for an option or a choice that there is not
+
+
+def test_every_setting_of_the_how_to_is_one() -> None:
+    found = re.findall(r"`(sparsetrain run JOB [^`]*)`", (ROOT / "docs/howto.md").read_text())
+    assert len(found) > 10
+    for line in found:
+        words = tuple(word for word in shlex.split(line)[3:] if "=" in word)
+        assert load_job("text_gpt", words).name, line
 
 
 def test_every_page_is_in_the_navigation() -> None:

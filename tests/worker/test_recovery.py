@@ -85,12 +85,14 @@ def mean(seen, what):
     return torch.stack([each[what] for each in seen.values()]).mean(0)
 
 
+GROUPS = "exchange.collective={name: hierarchical, group: 2}"
 SPARSE = ("exchange.density=0.05", "exchange.values=fp32", "train.steps=4000", "train.evaluate_every=4000")
 KINDS = [
     (),
     ("optimizer={name: adamw, learning_rate: 0.01}",),
     ("exchange.error_feedback=dgc", "optimizer.momentum=0"),
     ("exchange.collective=ok_topk", "train.resize=scaled"),
+    (GROUPS,),
     ("exchange.regime=lowrank", "exchange.rank=1", "masks=null"),
     ("masks=null",),
     ("exchange.every=2", "exchange.outer.momentum=0.5"),
@@ -160,9 +162,12 @@ WAYS = [
     (("masks={method: str, sparsity: 0.8, every: 4, end: 0.9, distribution: global}",), "forward", 5),
     (("masks={method: gmp, sparsity: 0.8, every: 4, end: 0.9}", ADAMW), "changed", 8),
     (("exchange.collective=ok_topk", "exchange.residual=int8"), "exchange", 6),
+    ((GROUPS,), "exchange", 6),
+    ((GROUPS, "exchange.error_feedback=ef21"), "arrived", 5),
+    (("exchange.collective=gtopk",), "word", 6),
     (("exchange.error_feedback=dgc", "optimizer.momentum=0", "train.accumulate=2"), "recorded", 6),
 ]
-FEWER = ("exchange.error_feedback=ef21", "exchange.every=4", "exchange.collective=ok_topk")
+FEWER = ("exchange.error_feedback=ef21", "exchange.every=4", "exchange.collective=ok_topk", GROUPS)
 
 
 @pytest.mark.parametrize(
