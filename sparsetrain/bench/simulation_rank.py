@@ -48,17 +48,27 @@ def costs_here(transport: Transport, network: dict[str, float], codec: Codec, de
     """Return what the processor costs, measured by rank 0 while the others wait, and make the network's latency that of
     one hop: the gather that it was measured with is a ring. Collective."""
     network["latency_s"] *= math.ceil(math.log2(transport.size)) / (transport.size - 1)
-    word = {rank: torch.zeros(8, dtype=torch.uint8) for rank in range(transport.size) if rank != transport.rank}
-    spent = []
-    for _ in range(PINGS):
-        transport.barrier()
-        began = time.perf_counter()
-        send(word, dict.fromkeys(word, 8), transport)
-        spent.append(time.perf_counter() - began)
+    rank, size = transport.rank, transport.size
+    one = _seconds([(rank + 1) % size], [(rank - 1) % size], transport)
+    everyone = [other for other in range(size) if other != rank]
+    each = (_seconds(everyone, everyone, transport) - one) / max(1, size - 2)
     transport.barrier()
     costs = with_rest(measured_costs(codec, density), codec, density) if transport.rank == 0 else Costs()
     transport.barrier()
-    return dataclasses.replace(costs, message_s=max(0.0, statistics.median(spent) - network["latency_s"]))
+    return dataclasses.replace(
+        costs, message_s=max(0.0, one - network["latency_s"]), more_s=max(0.0, each) if size > 2 else 0.0
+    )
+
+
+def _seconds(to: list[int], sources: list[int], transport: Transport) -> float:
+    """Return the median seconds of a small message to some ranks and one from some. Collective."""
+    word, spent = torch.zeros(8, dtype=torch.uint8), []
+    for _ in range(PINGS):
+        transport.barrier()
+        began = time.perf_counter()
+        send(dict.fromkeys(to, word), dict.fromkeys(sources, 8), transport)
+        spent.append(time.perf_counter() - began)
+    return statistics.median(spent)
 
 
 if __name__ == "__main__":

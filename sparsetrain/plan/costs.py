@@ -30,7 +30,8 @@ OTHER = 1 << 23  # elements that push all else out of the caches
 class Costs:
     """Seconds of one core. `..._element_s` are for each of the n elements of a bucket, `..._entry_s` for each of the
     entries; `call_s` is what a call costs that does nothing. `message_s` is what a message between two ranks takes
-    beside the latency of the links: the library's part, which does not become longer where cores are shared."""
+    beside the latency of the links, `more_s` each further one that leaves with it: the library's part, which does not
+    become longer where cores are shared."""
 
     select_element_s: float = 0.0
     encode_entry_s: float = 0.0
@@ -45,6 +46,7 @@ class Costs:
     pair_entry_s: float = 0.0  # of gtopk's merge and second selection
     call_s: float = 0.0
     message_s: float = 0.0
+    more_s: float = 0.0
     # By collective: what the parts above leave unexplained, an element of the bucket.
     rest: tuple[tuple[str, float], ...] = ()
 
@@ -66,6 +68,10 @@ class Costs:
     def passes(self, size: float, count: float = 1.0) -> float:
         return self.call_s + count * size * self.pass_element_s
 
+    def to_all(self, ranks: int) -> float:
+        """Return the library's part of a message to every other rank."""
+        return self.message_s + max(0, ranks - 2) * self.more_s
+
     def values(self, count: float) -> float:
         return self.call_s + count * (self.encode_value_s + self.decode_value_s)
 
@@ -75,13 +81,13 @@ class Costs:
 
     def scaled(self, factor: float) -> Costs:
         """Return what a processor costs that takes `factor` times as long."""
-        kept = ("rest", "message_s")
+        kept = ("rest", "message_s", "more_s")
         numbers = {
             field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name not in kept
         }
         rest = tuple((name, factor * each) for name, each in self.rest)
         scaled = {name: factor * value for name, value in numbers.items()}
-        return Costs(**scaled, message_s=self.message_s, rest=rest)
+        return Costs(**scaled, message_s=self.message_s, more_s=self.more_s, rest=rest)
 
 
 def measure(codec: Codec, density: float, threads: int = 1) -> Costs:
@@ -127,6 +133,7 @@ def _measured(codec: Codec, density: float) -> Costs:
         factor_element_s=4 * _seconds(lambda: torch.mm(matrix, thin)) / (SIZE * thin.shape[1]),
         call_s=call,
         message_s=call / 2,
+        more_s=call / 10,
     )
 
 

@@ -63,7 +63,7 @@ def allgather(fabric: Fabric, at: Times, work: Work) -> Times:
     """Every rank's message to every rank."""
     costs, ranks = work.costs, fabric.ranks
     size = work.message(work.count) * (1.0 if work.codec.fixed else SLACK)
-    at = gather(fabric, at + costs.encode(work.count), size, costs.message_s)
+    at = gather(fabric, at + costs.encode(work.count), size, costs.to_all(ranks))
     return at + ranks * costs.decode(work.count) + costs.merge(work.size, ranks * work.count)
 
 
@@ -84,13 +84,13 @@ def _by_owners(fabric: Fabric, at: Times, work: Work, passed: float, looks: int)
     edges = _agree(fabric, np.zeros(ranks), LENGTH * (ranks - 1), costs.message_s) / 8
     fabric.rest()
     at = at + edges + ranks * costs.call_s + costs.encode(work.count) + costs.values(work.count)
-    at = fabric.all_to_all(fabric.all_to_all(at, LENGTH), work.message(own, region)) + 2 * costs.message_s
+    at = fabric.all_to_all(fabric.all_to_all(at, LENGTH), work.message(own, region)) + 2 * costs.to_all(ranks)
     at = at + ranks * costs.call_s + costs.decode(work.count) + costs.merge(region, work.count)
     at = at + costs.passes(region, 2)
     for _ in range(looks):
         at = _agree(fabric, at + costs.call_s, 256 * WORD, costs.message_s)
-    at = at + costs.encode(passed / ranks) + costs.message_s
-    at = gather(fabric, fabric.all_to_all(at, LENGTH), work.message(passed / ranks, region), costs.message_s)
+    at = at + costs.encode(passed / ranks) + costs.to_all(ranks)
+    at = gather(fabric, fabric.all_to_all(at, LENGTH), work.message(passed / ranks, region), costs.to_all(ranks))
     return at + ranks * costs.call_s + costs.decode(passed) + costs.merge(work.size, passed)
 
 
@@ -153,13 +153,15 @@ def hierarchical(fabric: Fabric, at: Times, work: Work) -> Times:
     costs, ranks, mates = work.costs, fabric.ranks, min(work.group, fabric.ranks)
     groups = math.ceil(ranks / mates)
     part, own = work.size / mates, max(1.0, work.count / mates)
-    at = _inside(fabric, at, mates, WORD * part) + costs.passes(part, mates) + costs.message_s
+    at = _inside(fabric, at, mates, WORD * part) + costs.passes(part, mates) + (mates > 1) * costs.to_all(mates)
     at = at + costs.select(part) + costs.encode(own)
     size = work.message(own, part)
     if groups > 1:
         told = at if work.codec.fixed else fabric.all_to_all(at, LENGTH / mates)
-        at = fabric.all_to_all(told, size / mates) + (2 - work.codec.fixed) * costs.message_s
-    at = _inside(fabric, _inside(fabric, at, mates, LENGTH), mates, groups * size) + 2 * costs.message_s
+        at = fabric.all_to_all(told, size / mates) + (2 - work.codec.fixed) * costs.to_all(groups)
+    at = _inside(fabric, _inside(fabric, at, mates, LENGTH), mates, groups * size) + (mates > 1) * 2 * costs.to_all(
+        mates
+    )
     sent = groups * mates * own
     return at + groups * mates * costs.call_s + costs.decode(sent) + costs.merge(work.size, sent)
 
@@ -179,9 +181,9 @@ def _values(fabric: Fabric, at: Times, work: Work, count: int) -> Times:
     if work.codec.values.bytes(2) - work.codec.values.bytes(1) == WORD:
         return reduce(fabric, at + costs.passes(count), WORD * count, costs.pass_element_s) + costs.passes(count, 2)
     own = count / ranks
-    at = fabric.all_to_all(at + count * costs.encode_value_s, work.values(own)) + costs.message_s
+    at = fabric.all_to_all(at + count * costs.encode_value_s, work.values(own)) + costs.to_all(ranks)
     at = at + count * costs.decode_value_s + costs.passes(count) + own * costs.encode_value_s
-    return gather(fabric, at, work.values(own), costs.message_s) + count * (
+    return gather(fabric, at, work.values(own), costs.to_all(ranks)) + count * (
         costs.encode_value_s + 2 * costs.decode_value_s
     )
 
@@ -214,11 +216,11 @@ def walk(name: str, fabric: Fabric, at: Times, work: Work) -> Times:
     return WALKS[name](fabric, at + work.costs.unexplained(name, size), work)
 
 
-def gather(fabric: Fabric, at: Times, size: float, message_s: float = 0.0) -> Times:
+def gather(fabric: Fabric, at: Times, size: float, to_all_s: float = 0.0) -> Times:
     """Return when all have the messages of all, `size` bytes each: passed on in a ring, short ones sent to all."""
     if size < RING:
-        return fabric.all_to_all(at, size) + message_s
-    return _ring(fabric, at, size, fabric.ranks - 1, message_s)
+        return fabric.all_to_all(at, size) + to_all_s
+    return _ring(fabric, at, size, fabric.ranks - 1, 0.0)
 
 
 def reduce(fabric: Fabric, at: Times, size: float, add_byte_s: float) -> Times:

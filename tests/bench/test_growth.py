@@ -14,6 +14,7 @@ from sparsetrain.cli import main
 SMALL = {"layers": 1, "context": 16, "batch": 4, "steps": 40, "every": 10, "points": 2, "batches": (4, 32)}
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(110)
 def test_candidates_grow_what_the_dense_rule_grows_at_a_share_of_its_bytes_and_one_round_grows_less_for_more():
     plan = Plan(**SMALL, shares=(0.02, 0.045))

@@ -76,7 +76,8 @@ def trained(world: World, folder: pathlib.Path, wanted: tuple[str, ...]) -> dict
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("optimizer", [pytest.param("sgd", marks=pytest.mark.slow), "adamw"])
+@pytest.mark.slow
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 def test_killed_and_resumed_is_straight_in_every_way(tmp_path, optimizer):
     body = functools.partial(compare, folder=str(tmp_path), optimizer=optimizer)
     assert gloo_ranks(2, body, seconds=280) == [[], []]

@@ -56,6 +56,7 @@ def everything(world: World) -> tuple[dict, dict]:
     return {case: resumed(world, *case) for case in cases}, ways
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(240)
 def test_two_ranks_learn_the_same_in_every_regime_and_resume_bit_for_bit(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -33,6 +33,7 @@ def faults(how: str) -> int:
     return int(done.stdout)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif("glibc" not in __import__("platform").libc_ver()[0], reason="another C library than glibc")
 def test_a_second_round_touches_no_new_page():
     # Left to itself glibc gives back only what lies at the top of the heap, which at times is something else.

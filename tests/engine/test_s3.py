@@ -115,6 +115,7 @@ def test_rests_of_killed_attempts_go_and_nothing_else(s3):
     assert everything(store) == {"step_00000008"}
 
 
+@pytest.mark.slow
 def test_a_store_that_hangs_and_comes_back_costs_checkpoints_only(tmp_path, s3):
     options = (*EVERY, "name=hanging", "checkpoint.timeout=2", "checkpoint.keep=9", "train.steps=15")
     said: list[str] = []
@@ -136,6 +137,7 @@ def test_a_store_that_hangs_and_comes_back_costs_checkpoints_only(tmp_path, s3):
     assert len(lost) == 2 and all("has not answered for 2 s" in line for line in lost)
 
 
+@pytest.mark.slow
 def test_without_a_server_a_run_is_trained_but_none_begins_anew(tmp_path, monkeypatch, server):
     with s3_server() as (variables, process):
         for key, value in variables.items():

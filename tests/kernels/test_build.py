@@ -106,6 +106,7 @@ def test_a_wrong_choice_names_the_right_ones_and_the_reference_needs_no_compiler
     assert (rc, out, err) == (0, [answer(), "reference (SPARSETRAIN_KERNELS=reference)"], "")
 
 
+@pytest.mark.slow
 def test_ranks_that_build_at_once_agree_and_leave_one_file(libraries, tmp_path):
     processes = [start(XDG_CACHE_HOME=str(tmp_path)) for _ in range(2)]
     for process in processes:
@@ -117,6 +118,7 @@ def test_ranks_that_build_at_once_agree_and_leave_one_file(libraries, tmp_path):
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
 
 
+@pytest.mark.slow
 def test_a_library_is_built_once_and_replaced_when_broken(libraries, tmp_path):
     env = {"CXX": quick_compiler(tmp_path, libraries["native"].path), "XDG_CACHE_HOME": str(tmp_path)}
     rc, out, err = finish(start(**env))

@@ -117,6 +117,7 @@ def test_a_server_that_fails_costs_the_training_nothing(tmp_path, mood):
     assert KEY not in written and KEY not in str(told)
 
 
+@pytest.mark.slow
 def test_a_server_that_is_not_there_is_said_once(tmp_path):
     told = loop(tmp_path / "run", "online", (0, 20, 0.01, 3), WANDB_BASE_URL="http://127.0.0.1:9", WANDB_API_KEY=KEY)
     assert told["share"] < 0.01 and len(told["said"]) == 1

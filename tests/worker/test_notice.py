@@ -27,6 +27,7 @@ def told(desk: Desk, name: str) -> dict:
     return json.loads((desk.folder / f"runs/{name}/run.json").read_text())
 
 
+@pytest.mark.slow
 def test_a_run_that_is_told_saves_and_goes_on_bit_for_bit(tmp_path: pathlib.Path) -> None:
     desk = Desk(tmp_path)
     settings = ("model.name=slowly:Slow", "train.steps=8", "exchange.every=4", "exchange.density=0.2")
