@@ -1,7 +1,7 @@
 """`bench forecast`: what `sparsetrain plan` says of a training step, next to the steps of real ranks.
 
 Whole training steps of a GPT in every regime and by every collective, in turns, over links of several rates between
-network namespaces. The plan gets the seconds of the same step without an exchange, all ranks at work, what a short
+network namespaces. The plan gets the seconds of the same step of a rank alone, all of them at work, what a short
 measurement says of the network, and what the processor takes for each part of an exchange; where ranks share cores it
 takes them so much longer.
 """

@@ -12,8 +12,9 @@ from sparsetrain.bench.forecast import IDEAL, Plan, jobs
 from sparsetrain.bench.rank import Way, serve
 from sparsetrain.bench.ranks import Place
 from sparsetrain.bench.simulation_rank import costs_here
-from sparsetrain.bench.step_rank import Step, once, plain
+from sparsetrain.bench.step_rank import Step, once
 from sparsetrain.collective.torch_dist import torch_world
+from sparsetrain.collective.world import World
 from sparsetrain.engine.matmul import prefer_fast_matmul
 from sparsetrain.engine.state import build
 from sparsetrain.engine.trainer import Trainer
@@ -30,10 +31,13 @@ def measure(place: Place, plan: Plan, way: Way) -> dict[str, Any]:
     with contextlib.ExitStack() as stack:
         steps: dict[str, Step] = {}
         for name, job in jobs(plan).items():
-            state = build(job, torch_world())
+            # The hosts are namespaces of one machine, and have its name.
+            state = build(job, dataclasses.replace(torch_world(), node=f"host{place.rank}"))
             stack.callback(state.exchange.close)
             steps[name] = Trainer(state, pathlib.Path(), lambda line: None).train_step
-        steps[IDEAL] = plain(build(next(iter(jobs(plan).values())), torch_world()), lambda module: module)
+        alone = build(next(iter(jobs(plan).values())), World())
+        stack.callback(alone.exchange.close)
+        steps[IDEAL] = Trainer(alone, pathlib.Path(), lambda line: None).train_step
         seconds: dict[str, list[float]] = {name: [] for name in steps}
         for turn in range(1 + plan.rounds):
             for name, step in steps.items():

@@ -1,13 +1,13 @@
-"""What a worker computes in a step, timed on this machine: forward, backward, clipping, optimizer."""
+"""What a worker computes in a step, timed on this machine: the product's own step of one rank alone."""
 
 from __future__ import annotations
 
 import dataclasses
+import pathlib
 import statistics
 import time
 
 import torch
-from torch import nn
 
 from sparsetrain.collective.payload import Codec
 from sparsetrain.collective.world import World
@@ -15,6 +15,7 @@ from sparsetrain.config.job import Job
 from sparsetrain.engine.matmul import prefer_fast_matmul
 from sparsetrain.engine.memory import keep_freed_memory
 from sparsetrain.engine.state import build
+from sparsetrain.engine.trainer import Trainer
 from sparsetrain.plan.costs import measure as measured_costs
 from sparsetrain.plan.rest import with_rest
 from sparsetrain.plan.step import Profile
@@ -27,19 +28,14 @@ def compute_seconds(job: Job) -> float:
     if job.cluster.threads_per_worker:
         torch.set_num_threads(job.cluster.threads_per_worker)
     prefer_fast_matmul(lambda line: None)
-    alone = dataclasses.replace(job, exchange=dataclasses.replace(job.exchange, regime="dense", overlap=False))
-    state = build(alone, World())
+    exchange = dataclasses.replace(job.exchange, regime="dense", overlap=False, every=1)
+    state = build(dataclasses.replace(job, exchange=exchange), World())
+    trainer = Trainer(state, pathlib.Path(), lambda line: None)
     spent = []
     for _ in range(WARMUP + STEPS):
         began = time.perf_counter()
-        state.optimizer.zero_grad(set_to_none=True)
-        for _ in range(job.train.accumulate):
-            state.model.loss(state.data.train_batch(state.samples()[: job.train.batch_size])).backward()
-        if job.train.clip:
-            nn.utils.clip_grad_norm_(state.model.parameters(), job.train.clip)
-        state.optimizer.step()
+        trainer.train_step()
         spent.append(time.perf_counter() - began)
-        state.advance(True)
     state.exchange.close()
     return statistics.median(spent[WARMUP:])
 
