@@ -176,7 +176,7 @@ def commands_page() -> str:
     """Return the page on the command line."""
     parts = [NOTE, "# Command line\n"]
     for path, command in commands(cli, "sparsetrain"):
-        with click.Context(command, info_name=path, max_content_width=100) as context:
+        with click.Context(command, info_name=path, terminal_width=100) as context:
             parts.append(f"## `{path}`\n\n```text\n{command.get_help(context)}\n```\n")
     return "\n".join(parts)
 
