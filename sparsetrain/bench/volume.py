@@ -30,7 +30,7 @@ from sparsetrain.collective.entries import Entries, Outcome
 from sparsetrain.collective.index_codes import Int32
 from sparsetrain.collective.meter import Kind
 from sparsetrain.collective.payload import Codec, Frame
-from sparsetrain.collective.simulated import SimulatedTransport, Simulation
+from sparsetrain.collective.simulated import Simulation, TurnTaking
 from sparsetrain.collective.transport import LENGTH
 from sparsetrain.collective.value_codes import FP32
 from sparsetrain.collective.world import World
@@ -158,17 +158,13 @@ def _count(name: str, world: World, transport: CountingTransport, drawn: _Gradie
     return _Counts(*(total / plan.rounds for total in totals))
 
 
-class CountingTransport(SimulatedTransport):
-    """A simulated rank that also counts the bytes it receives, and computes only while it holds the token.
-
-    Taking turns, the ranks can share work space, and no two hold the messages of all others at the same time. Whoever
-    calls must hold the token.
-    """
+class CountingTransport(TurnTaking):
+    """A simulated rank that also counts the bytes it receives. Taking turns, no two ranks hold the messages of all
+    others at the same time."""
 
     def __init__(self, rank: int, simulation: Simulation, token: threading.Lock) -> None:
-        super().__init__(rank, simulation)
+        super().__init__(rank, simulation, token)
         self.received = 0.0
-        self.token = token
 
     def all_reduce(self, tensor: Tensor, kind: Kind) -> None:
         """See Transport."""
@@ -191,13 +187,6 @@ class CountingTransport(SimulatedTransport):
         self.received += sum(part.nbytes for rank, part in enumerate(parts) if rank != self.rank)
         self.received += LENGTH * (self.size - 1) if lengths else 0
         return parts
-
-    def _meet(self, mine: list[Tensor]) -> list[list[Tensor]]:
-        self.token.release()
-        try:
-            return super()._meet(mine)
-        finally:
-            self.token.acquire()
 
 
 class _Gradients:

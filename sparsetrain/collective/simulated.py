@@ -63,6 +63,25 @@ class SimulatedTransport(Transport):
         return list(slots)
 
 
+class TurnTaking(SimulatedTransport):
+    """A simulated rank that computes only while it holds the token, and lets go of it while it waits for others.
+
+    So no two ranks compute at once: they can share work space, and their time can be measured. Whoever calls must hold
+    the token.
+    """
+
+    def __init__(self, rank: int, simulation: Simulation, token: threading.Lock) -> None:
+        super().__init__(rank, simulation)
+        self.token = token
+
+    def _meet(self, mine: list[Tensor]) -> list[list[Tensor]]:
+        self.token.release()
+        try:
+            return super()._meet(mine)
+        finally:
+            self.token.acquire()
+
+
 class Simulation:
     """`run(body)` calls body(world) for each of `size` ranks at once and returns their results in rank order."""
 

@@ -110,34 +110,34 @@ def _measured(codec: Codec, density: float) -> Costs:
     message = codec.encode(entries, frame)
     other = select(None, torch.randn(SIZE, generator=draw), k)
     few = Entries(torch.arange(8, dtype=torch.int32), torch.ones(8))
-    call = _seconds(lambda: codec.decode(codec.encode(few, Frame(64, 0, 0)), Frame(64, 0, 0), 0), 1) / 2
+    call = processor_seconds(lambda: codec.decode(codec.encode(few, Frame(64, 0, 0)), Frame(64, 0, 0), 0), 1) / 2
     whole, like = Entries(None, noise, shared=True), Entries(None, out, shared=True)
     values = codec.encode(whole, frame)
-    empty = _seconds(lambda: merge([], out, 1.0))
+    empty = processor_seconds(lambda: merge([], out, 1.0))
     both = (chosen.indices, chosen.values), (other.indices, other.values)
     pair = (Entries(chosen.indices, chosen.values, asked=k), Entries(other.indices, other.values, asked=k))
     again = GTopK(NoOptions())
     matrix, thin = noise.view(-1, 512), torch.randn(512, 4, generator=draw)
     return Costs(
-        select_element_s=_seconds(lambda: select(old, buffer, k)) / SIZE,
-        encode_entry_s=max(0.0, _seconds(lambda: codec.encode(entries, frame)) - call) / k,
-        decode_entry_s=max(0.0, _seconds(lambda: codec.decode(message, frame, 0)) - call) / k,
-        encode_value_s=_seconds(lambda: codec.encode(whole, frame)) / SIZE,
-        decode_value_s=_seconds(lambda: codec.decode(values, frame, 0, like)) / SIZE,
+        select_element_s=processor_seconds(lambda: select(old, buffer, k)) / SIZE,
+        encode_entry_s=max(0.0, processor_seconds(lambda: codec.encode(entries, frame)) - call) / k,
+        decode_entry_s=max(0.0, processor_seconds(lambda: codec.decode(message, frame, 0)) - call) / k,
+        encode_value_s=processor_seconds(lambda: codec.encode(whole, frame)) / SIZE,
+        decode_value_s=processor_seconds(lambda: codec.decode(values, frame, 0, like)) / SIZE,
         merge_element_s=empty / SIZE,
-        merge_entry_s=max(0.0, _seconds(lambda: merge(both, out, 0.5)) - empty) / (2 * k),
-        combine_entry_s=_seconds(lambda: combine(*both)) / (2 * k),
-        pair_entry_s=_seconds(lambda: again.merged(*pair, frame, codec)) / (2 * k),
-        pass_element_s=_seconds(lambda: torch.add(old, noise, out=out)) / SIZE,
+        merge_entry_s=max(0.0, processor_seconds(lambda: merge(both, out, 0.5)) - empty) / (2 * k),
+        combine_entry_s=processor_seconds(lambda: combine(*both)) / (2 * k),
+        pair_entry_s=processor_seconds(lambda: again.merged(*pair, frame, codec)) / (2 * k),
+        pass_element_s=processor_seconds(lambda: torch.add(old, noise, out=out)) / SIZE,
         # Two products with a thin matrix to make the factors, one to put them together, twice orthogonal.
-        factor_element_s=4 * _seconds(lambda: torch.mm(matrix, thin)) / (SIZE * thin.shape[1]),
+        factor_element_s=4 * processor_seconds(lambda: torch.mm(matrix, thin)) / (SIZE * thin.shape[1]),
         call_s=call,
         message_s=call / 2,
         more_s=call / 10,
     )
 
 
-def _seconds(call: Callable[[], object], others: int = OTHER) -> float:
+def processor_seconds(call: Callable[[], object], others: int = OTHER) -> float:
     """Return the median processor seconds of some tries, each after a pass over so many `others` in the caches."""
     other, spent = torch.ones(others), []
     call()

@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import statistics
 import threading
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -21,11 +20,11 @@ from sparsetrain.collective.collective import Collective
 from sparsetrain.collective.entries import Entries
 from sparsetrain.collective.hierarchical import Hierarchical
 from sparsetrain.collective.payload import Codec, Frame
-from sparsetrain.collective.simulated import SimulatedTransport, Simulation
+from sparsetrain.collective.simulated import SimulatedTransport, Simulation, TurnTaking
 from sparsetrain.collective.world import World
 from sparsetrain.gradient.density import entries
 from sparsetrain.kernels.select import select
-from sparsetrain.plan.costs import OTHER, TURNS, Costs
+from sparsetrain.plan.costs import Costs, processor_seconds
 from sparsetrain.plan.fill import Random
 from sparsetrain.plan.step import processor_s
 from sparsetrain.plan.walks import WALKS, Work
@@ -46,39 +45,13 @@ def with_rest(costs: Costs, codec: Codec, density: float) -> Costs:
     return dataclasses.replace(costs, rest=tuple(rest))
 
 
-class _Turns(SimulatedTransport):
-    """Lets another rank compute while this one waits, and no two at once."""
-
-    def __init__(self, like: SimulatedTransport, token: threading.Lock) -> None:
-        super().__init__(like.rank, like.simulation)
-        self.token = token
-
-    def _meet(self, mine: list[Tensor]) -> list[list[Tensor]]:
-        self.token.release()
-        try:
-            return super()._meet(mine)
-        finally:
-            self.token.acquire()
-
-
 def _rank(world: World, token: threading.Lock, codec: Codec, density: float) -> dict[str, float]:
     transport = world.transport
     assert isinstance(transport, SimulatedTransport)
     with token:
-        world = dataclasses.replace(world, transport=_Turns(transport, token))
+        world = dataclasses.replace(world, transport=TurnTaking(transport.rank, transport.simulation, token))
         names = [name for name in WALKS if name in registry.names("collective")]
-        return {name: _seconds(call_of(name, world, codec, density, SIZE)) for name in names}
-
-
-def _seconds(call: Callable[[], object]) -> float:
-    other, spent = torch.ones(OTHER // 4), []
-    call()
-    for _ in range(TURNS):
-        other.mul_(1.0)
-        began = time.thread_time()
-        call()
-        spent.append(time.thread_time() - began)
-    return statistics.median(spent)
+        return {name: processor_seconds(call_of(name, world, codec, density, SIZE)) for name in names}
 
 
 def call_of(name: str, world: World, codec: Codec, density: float, size: int) -> Callable[[], object]:

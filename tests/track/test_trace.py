@@ -143,10 +143,16 @@ def test_random_bytes_never_break_the_merge(tmp_path):
     draw = random.Random(0)
     lines = (head(0, "m", 1.0, 2.0), {"spans": [["a", 1, 0, 1]] * 5}, *LINES)
     good = "".join(json.dumps(line) + "\n" for line in lines)
+    whole = 0
     for _ in range(200):
         data = bytearray(good.encode())
         for _ in range(draw.randrange(1, 30)):
             data[draw.randrange(len(data))] = draw.randrange(256)
         (tmp_path / "trace").mkdir(exist_ok=True)
         (tmp_path / "trace/rank00000.jsonl").write_bytes(bytes(data))
-        json.dumps(merge(tmp_path).tree)
+        merged = merge(tmp_path)
+        json.dumps(merged.tree, allow_nan=False)
+        assert len(spans(merged)) == merged.spans
+        assert all(event["dur"] >= 0 and isinstance(event["name"], str) for event in spans(merged))
+        whole += merged.spans == 5
+    assert 0 < whole < 200  # some of the changes do harm, and some do none
