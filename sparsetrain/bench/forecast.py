@@ -17,8 +17,8 @@ from typing import Any
 from sparsetrain.bench import table
 from sparsetrain.bench.auto import Plan as Base
 from sparsetrain.bench.auto_rank import job_of
-from sparsetrain.bench.ranks import Ranks, run
-from sparsetrain.bench.simulation import costs_of, errors
+from sparsetrain.bench.ranks import Ranks
+from sparsetrain.bench.simulation import costs_of, errors, over
 from sparsetrain.config.job import Job
 from sparsetrain.config.load import apply_overrides, parse, to_tree
 from sparsetrain.plan.cluster import Stragglers
@@ -61,11 +61,7 @@ def ways(plan: Plan) -> list[Setting]:
 def measure(ranks: Sequence[Ranks], plan: Plan) -> list[dict[str, Any]]:
     """Return a row with COLUMNS for each way and cell, and which were chosen. Raises RankFailed, and HostsUnavailable
     where there can be no hosts; nothing is left running then."""
-    rows = []
-    for cell in ranks:
-        figures = run(cell, "sparsetrain.bench.forecast_rank", dataclasses.asdict(plan))
-        rows += compare(cell, figures, plan)
-    return rows
+    return over(ranks, "sparsetrain.bench.forecast_rank", plan, compare)
 
 
 def compare(cell: Ranks, figures: Sequence[Mapping[str, Any]], plan: Plan) -> list[dict[str, Any]]:

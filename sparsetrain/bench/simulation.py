@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,6 +26,7 @@ from sparsetrain.plan.fabric import flat
 from sparsetrain.plan.fill import Random
 from sparsetrain.plan.walks import WALKS, Work, walk
 
+Rows = list[dict[str, Any]]
 COLUMNS = ("rate", "ranks", "collective", "measured_ms", "simulated_ms", "error")
 LOWRANK = "lowrank"
 NAMES = tuple(name for name in WALKS if name != LOWRANK)
@@ -56,11 +57,13 @@ class Plan:
 def measure(ranks: Sequence[Ranks], plan: Plan) -> list[dict[str, Any]]:
     """Return a row with COLUMNS for each collective and cell. Raises RankFailed, and HostsUnavailable where there can
     be no hosts; nothing is left running then."""
-    rows = []
-    for cell in ranks:
-        figures = run(cell, "sparsetrain.bench.simulation_rank", dataclasses.asdict(plan))
-        rows += compare(cell, figures, plan)
-    return rows
+    return over(ranks, "sparsetrain.bench.simulation_rank", plan, compare)
+
+
+def over(ranks: Sequence[Ranks], module: str, plan: Any, compare: Callable[[Ranks, Any, Any], Rows]) -> Rows:
+    """Return the rows that `compare(cell, figures, plan)` makes of each cell's figures, which the program `module`
+    measures there."""
+    return [row for cell in ranks for row in compare(cell, run(cell, module, dataclasses.asdict(plan)), plan)]
 
 
 def compare(cell: Ranks, figures: Sequence[Mapping[str, Any]], plan: Plan) -> list[dict[str, Any]]:
