@@ -27,6 +27,11 @@ KINDS: dict[str, dict[str, str]] = {
         "sgd": "sparsetrain.engine.optimizers:SGD",
         "adamw": "sparsetrain.engine.optimizers:AdamW",
     },
+    "way": {
+        "masked": "sparsetrain.compute.ways.masked:Masked",
+        "sparse": "sparsetrain.compute.ways.sparse:Sparse",
+        "smaller": "sparsetrain.compute.ways.smaller:Smaller",
+    },
     "sparsifier": {
         "topk": "sparsetrain.gradient.sparsifiers.topk:TopK",
         "threshold": "sparsetrain.gradient.sparsifiers.threshold:Threshold",
@@ -149,6 +154,7 @@ METHODS: dict[str, tuple[str, ...]] = {
     "model": ("loss",),
     "data": ("train_batch", "eval_batch"),
     "optimizer": ("optimizer",),
+    "way": ("refuses", "forward", "backward"),
     "sparsifier": ("select",),
     "error_feedback": ("select", "keep", "commit"),
     "collective": ("exchange", "volume"),

@@ -125,6 +125,7 @@ class About:
     regimes: list[RegimeName] = dataclasses.field(default_factory=list)  # of each bucket, where they were chosen
     position: Annotated[int, Field(ge=0)] | None = None  # in the data; None: `samples`
     order: Count = 0  # of the data, see Sampler
+    ways: dict[str, str] = dataclasses.field(default_factory=dict)  # how layers multiply, where that was chosen
     eval_loss: float | None = None  # of the evaluation at this very step
 
 
@@ -170,11 +171,16 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, parameters: Mapping[str,
 
 
 def load_optimizer(
-    optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter], tensors: Mapping[str, Tensor], whole: bool
+    optimizer: torch.optim.Optimizer,
+    parameters: Mapping[str, nn.Parameter],
+    tensors: Mapping[str, Tensor],
+    whole: bool,
+    shaped: Mapping[str, Tensor] | None = None,
 ) -> None:
     """Put back what `optimizer_tensors` returned; state is matched by parameter name, never by position.
 
-    `whole`: every parameter has been stepped; otherwise one that no batch has used may have no state at all. Raises
+    `whole`: every parameter has been stepped; otherwise one that no batch has used may have no state at all. `shaped`
+    are tensors like the state of those parameters whose shape it has not. Raises
     CheckpointError for state that is missing, does not fit or is not finite.
     """
     optimizer.state.clear()  # what a checkpoint that turned out unreadable has left
@@ -185,7 +191,7 @@ def load_optimizer(
         if not bool(torch.isfinite(tensor).all()):
             raise CheckpointError(f"optimizer state {key} is not finite")
         parameter = parameters[name]
-        like = parameter.detach() if tensor.ndim else torch.zeros((), dtype=torch.float32)
+        like = (shaped or {}).get(name, parameter.detach()) if tensor.ndim else torch.zeros((), dtype=torch.float32)
         optimizer.state[parameter][field] = fitting(f"optimizer state {key}", tensor, like)
     fields = {field for state in optimizer.state.values() for field in state}
     if fields:  # before the first step that was not skipped there is none

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from sparsetrain.collective.world import World
 from sparsetrain.config.job import Job
-from sparsetrain.engine.checkpoint import Tensors, load_optimizer, model_tensors, optimizer_tensors
+from sparsetrain.engine.checkpoint import Tensors, load_model, load_optimizer, model_tensors, optimizer_tensors
 from sparsetrain.masks.maskset import MaskSet
 
 Answer = TypeVar("Answer")
@@ -39,7 +39,8 @@ class Engine(abc.ABC):
 
     `shards`: weights or optimizer state are spread over the ranks, so that a checkpoint's is each rank's own.
     `gathers`: so are the weights, and only inside `whole` a parameter has all of its values. `moves`: a process can
-    take what it holds into another group of ranks; else all begin anew from a checkpoint when one is lost.
+    take what it holds into another group of ranks; else all begin anew from a checkpoint when one is lost. `compact`
+    names the weights of which only those inside the update sets are held: outside of `whole` there are no others.
     """
 
     shards = False
@@ -51,6 +52,7 @@ class Engine(abc.ABC):
         self.parameters = parts.parameters
         self.optimizer = parts.optimizer
         self.pull = parts.pull
+        self.compact: frozenset[str] = frozenset()
 
     @classmethod
     def refuses(cls, job: Job) -> str:
@@ -68,6 +70,30 @@ class Engine(abc.ABC):
     def gradient(self, name: str) -> Tensor:
         """Return this rank's gradient of a parameter since `begin`, zeros where no batch gave it one."""
         return gradient(self.parameters[name])
+
+    def watch(self, wanted: bool) -> None:
+        """Say whether `dense_gradient` will be asked for after the step that begins now."""
+        return
+
+    def dense_gradient(self, name: str) -> Tensor:
+        """Return `gradient` in the parameter's whole shape, unmasked where `watch` has asked for it."""
+        return self.gradient(name)
+
+    def choose(self) -> list[str]:
+        """Decide how layers multiply where that is open, and return what rank 0 has to say about it. Collective."""
+        return []
+
+    def ways(self) -> dict[str, str]:
+        """Return how layers multiply, by weight, where that was chosen."""
+        return {}
+
+    def go_on(self, ways: Mapping[str, str]) -> None:
+        """Let layers multiply as they did when `ways` returned this. Raises ValueError where it does not fit."""
+        return
+
+    def load(self, tensors: Tensors, source: str) -> None:
+        """Take whole weights and buffers by name, after the masks that belong to them. Raises CheckpointError."""
+        load_model(self.tensors(), tensors, source)
 
     @abc.abstractmethod
     def step(self, step: int, means: Mapping[str, Tensor], norm: float) -> None:

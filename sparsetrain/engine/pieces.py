@@ -107,6 +107,7 @@ def capture(state: RunState, digest: bool = True) -> Pieces:
     with state.engine.whole():
         held = {key: tensor.detach() for key, tensor in state.engine.tensors().items()}
         groups["model"] = {key: tensor.clone() for key, tensor in held.items()} if state.engine.gathers else held
+        own_weights = {name: held.get(name, p.detach()) for name, p in state.parameters.items()}
     masks: dict[str, Any] = state.masks.state_dict() if state.masks is not None else {"packed": {}, "epoch": 0}
     shared = {f"{part}/{name}": tensor for part in SHARED for name, tensor in masks.get(part, {}).items()}
     groups["masks"] = {**masks["packed"], **shared}
@@ -125,8 +126,8 @@ def capture(state: RunState, digest: bool = True) -> Pieces:
         sent_bytes=dict(state.world.transport.meter.sent),
         weights_digest=state.weights_digest() if digest else "",
         regimes=state.exchange.choice(),
+        ways=state.engine.ways(),
     )
-    own_weights = {name: groups["model"].get(name, p.detach()) for name, p in state.parameters.items()}
     return Pieces(told, groups, weights={} if digest else own_weights)
 
 
@@ -137,9 +138,7 @@ def restore(state: RunState, source: Source) -> None:
     found: tuple[About, Tensors] | None = None
     try:
         found = source.about(), source.read("model")
-        if not state.engine.gathers:
-            checkpoint.load_model(state.engine.tensors(), found[1], source.name)
-        _restore(state, source, found[0])
+        _restore(state, source, *found)
     except (CheckpointError, *BROKEN) as error:
         problem = _told(error, source)
     # A rank that goes on alone would wait for the others where weights are put together.
@@ -171,20 +170,24 @@ def _told(error: Exception, source: Source) -> CheckpointError:
     return told
 
 
-def _restore(state: RunState, source: Source, about: About) -> None:
+def _restore(state: RunState, source: Source, about: About, weights: Tensors) -> None:
     """Restore what a rank holds for itself."""
     state.forget()  # what a checkpoint that turned out unreadable has left
     if state.masks is not None:
         packed = source.read("masks")
         parts = {part: _under(packed, f"{part}/") for part in SHARED}
         state.masks.load_state_dict({"packed": packed, "epoch": about.mask_epoch, **parts})
+    if not state.engine.gathers:
+        state.engine.load(weights, source.name)
     state.sync_masks()
-    state.update.load_state(source.read("outer"))
+    state.engine.go_on(about.ways)
+    state.update.load_state(_as_held(state, source.read("outer")))
     ranks, rank = about.world_size, state.world.rank
     if state.engine.shards and ranks != state.world.size:
         raise CheckpointError(f"{source.name}: is of {ranks} ranks, each with its shard of the optimizer's state")
     every_step = state.job.exchange.every == 1
-    state.engine.load_state(source.read(_optimizer(state, rank % ranks)), every_step and about.exchanges > 0)
+    saved = source.read(_optimizer(state, rank % ranks))
+    state.engine.load_state(_as_held(state, saved), every_step and about.exchanges > 0)
     if ranks == state.world.size:
         kept = source.read(own("residual", rank))
     else:
@@ -224,6 +227,23 @@ def _check_kept(state: RunState, kept: Tensors, name: str) -> None:
         saved = kept[key]
         if saved.dtype != present.dtype or not bool(torch.isfinite(saved).all()):
             raise CheckpointError(f"{name}: {key} is not finite {str(present.dtype).removeprefix('torch.')}")
+
+
+def _as_held(state: RunState, tensors: Tensors) -> Tensors:
+    """Return tensors that go by weights as the engine holds them: whole, or the values of the update set."""
+    if state.masks is None or state.engine.shards:
+        return tensors
+    masks, held = state.masks.masks, dict(tensors)
+    for key, tensor in tensors.items():
+        name = key.rpartition("/")[2]
+        if name not in masks.masks:
+            continue
+        mask = masks.update(name)
+        if name in state.engine.compact and tensor.shape == mask.shape:
+            held[key] = tensor[mask]
+        elif name not in state.engine.compact and tensor.ndim == 1 < mask.ndim and len(tensor) == int(mask.sum()):
+            held[key] = torch.zeros(mask.shape, dtype=tensor.dtype).masked_scatter_(mask, tensor)
+    return held
 
 
 def _optimizer(state: RunState, rank: int) -> str:

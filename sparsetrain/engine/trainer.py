@@ -14,6 +14,7 @@ from torch import Tensor
 from sparsetrain.collective.world import World
 from sparsetrain.config.job import Job
 from sparsetrain.engine.choices import undecided
+from sparsetrain.engine.compact import refusal
 from sparsetrain.engine.dump import dump
 from sparsetrain.engine.evaluate import evaluate
 from sparsetrain.engine.fence import Fence
@@ -109,8 +110,12 @@ class Trainer:
             self.recorded = state.step
             self.check_replicas()
         if state.masks is not None and state.masks.waits:
-            state.masks.initialise(ModelProbe(state))
+            with state.engine.whole(change=True):
+                state.masks.initialise(ModelProbe(state))
             state.sync_masks()
+        if job.compute != "masked" and not state.engine.compact:
+            self.log(f"compute: {job.compute} is masked here: {refusal(job)}")
+        self._choose()
         self._open()
         self.began = time.perf_counter() - state.wall_s
         self._conclude(self._change_masks())  # of a step that other ranks have not seen the end of
@@ -149,7 +154,7 @@ class Trainer:
         if masks is not None and masks.watches(state.step + 1):
             with self.recorder.window.span("scores"), state.engine.whole():
                 # Scores are means of unmasked gradients, so they are taken before anything is masked away.
-                masks.observe(state.step + 1, {name: state.engine.gradient(name) for name in masks.parameters})
+                masks.observe(state.step + 1, {name: state.engine.dense_gradient(name) for name in masks.parameters})
         with self.recorder.window.span("update"):
             updated = state.update.step(state.step + 1, last)
         self.stepped(updated)
@@ -181,7 +186,7 @@ class Trainer:
         updates = masks.is_update(state.step)
         if updates and self.recovers and self.undo is None:
             self.undo = capture(state).copied()
-        touched = updates or masks.checks(state.step) or not state.engine.gathers
+        touched = updates or masks.checks(state.step) or not (state.engine.gathers or state.engine.compact)
         with state.engine.whole(change=True) if touched else contextlib.nullcontext():
             if touched:
                 masks.mask_weights()
@@ -191,12 +196,19 @@ class Trainer:
                 report = masks.step(state.step, state.engine.transitions)
             if report:
                 state.engine.follow(report.old, report.new)
-                state.sync_masks()
-            if report and report.rewound:
-                state.forget()
             masks.check(state.step)
+        if report:
+            state.sync_masks()
+        if report and report.rewound:
+            state.forget()
+        self._choose()
         state.masks_due = False
         return report
+
+    def _choose(self) -> None:
+        """Decide how layers multiply, where masks have left that open. Collective."""
+        for line in self.state.engine.choose():
+            self.log(line)
 
     def _conclude(self, report: Report | None) -> None:
         """Evaluate, record and save after a step, where the job says so and it has not been done. Collective."""
@@ -253,6 +265,7 @@ class Trainer:
         """Leave the gradient, averaged over this rank's samples, in `.grad`, as its share of the mean over ranks."""
         state = self.state
         state.engine.begin()
+        state.engine.watch(state.masks is not None and state.masks.asks_all(state.step + 1))
         total = 0.0
         own = state.samples()
         # With unequal shares a rank counts by its samples: n_r P / N.

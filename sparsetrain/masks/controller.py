@@ -275,7 +275,8 @@ class MaskController:
         parameters = {**self.parameters, **self.learned}
         for name, update in self.limits.items():
             parameter = parameters[name]
-            if parameter.grad is not None:
+            # Of another shape it is of active weights alone.
+            if parameter.grad is not None and parameter.grad.shape == update.shape:
                 parameter.grad = torch.where(update, parameter.grad, 0.0)
 
     @torch.no_grad()

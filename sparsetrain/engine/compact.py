@@ -1,0 +1,209 @@
+"""Masked weights, their gradients and their optimizer state as the values of the active coordinates alone.
+
+A parameter's data is 1-D then, in U-coordinates (ascending flat positions of its update set), and so is all that goes
+by it: gradients, moments, the exchange's residuals. Its layer multiplies by these values in the way that was chosen for
+it. At a mask update the weights are whole for a moment and the state of what stays is carried over.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable, Generator, Mapping
+
+import torch
+from torch import Tensor
+
+from sparsetrain import registry
+from sparsetrain.compute.choice import Chooser, Timed
+from sparsetrain.compute.layer import Layer, put
+from sparsetrain.compute.layers import layers_of
+from sparsetrain.config.job import Job
+from sparsetrain.engine.checkpoint import Tensors, load_optimizer
+from sparsetrain.engine.engine import Parts, gradient
+from sparsetrain.engine.operations import unchanged
+from sparsetrain.engine.torch_engine import TorchEngine
+from sparsetrain.masks.maskset import MaskSet
+from sparsetrain.masks.methods.base import MaskMethod
+from sparsetrain.masks.transition import moved
+
+Broadcast = Callable[[bytes], bytes]  # rank 0's bytes on all ranks; collective
+
+
+def refusal(job: Job) -> str:
+    """Return why a job's masked weights have to be held whole, as `path: what is wrong`; nothing where they need not
+    be."""
+    if job.masks is None:
+        return "masks: none, so no weights are masked"
+    if job.engine.name != "torch":
+        return f"engine: {job.engine.name} holds weights in its own way; allowed: torch"
+    name, method = job.masks.method.name, registry.load("mask_method", job.masks.method.name)
+    if job.masks.regulariser is not None:
+        return f"masks.regulariser: {job.masks.regulariser.name} looks at whole weights"
+    if not issubclass(method, MaskMethod) or method.update_set is not MaskMethod.update_set:
+        return f"masks.method: {name} gives gradients to weights that the forward pass leaves out"
+    if method.pull is not MaskMethod.pull or method.learns_budget or method.keeps_dormant or method.rewinds:
+        return f"masks.method: {name} looks at whole weights between mask updates"
+    return ""
+
+
+class CompactEngine(TorchEngine):
+    """The torch engine over a model whose masked layers hold the values of their masks.
+
+    `masks` returns the present masks, which the way out of `whole` with a change follows; `bucketed` takes weights that
+    could be held so and returns those that the exchange can take so. `others` says of the rest why not. `example` is
+    a batch.
+    """
+
+    def __init__(
+        self,
+        parts: Parts,
+        *,
+        masks: Callable[[], MaskSet],
+        bucketed: Callable[[list[str]], list[str]],
+        broadcast: Broadcast,
+        example: tuple[Tensor, ...],
+    ) -> None:
+        super().__init__(TorchEngine.Config(), parts)
+        self.masks, self.broadcast = masks, broadcast
+        layers, self.others = layers_of(self.model, masks().masks)
+        names = bucketed(list(layers))
+        for name in layers.keys() - set(names):
+            layers[name].leave()
+            self.others[name] = "it is small, and travels dense"
+        self.layers: dict[str, Layer] = {name: layers[name] for name in names}
+        self.compact = frozenset(names)
+        self.chooser = Chooser(parts.job.compute)
+        self.said: dict[str, Timed] = {}
+        self.first = parts.world.rank == 0
+        self.depth = 0
+        self.changed = False
+        with torch.no_grad(), unchanged(self.model):
+            self.model.loss(example)  # what a choice is for depends on what comes in
+        self._pack()
+
+    def begin(self) -> None:
+        """See Engine."""
+        super().begin()
+        for layer in self.layers.values():
+            layer.dense_gradient = None
+
+    def watch(self, wanted: bool) -> None:
+        """See Engine."""
+        for layer in self.layers.values():
+            layer.watching = wanted
+
+    def dense_gradient(self, name: str) -> Tensor:
+        """See Engine."""
+        parameter, layer = self.parameters[name], self.layers.get(name)
+        if layer is None:
+            return gradient(parameter)
+        if layer.dense_gradient is not None:
+            return layer.dense_gradient
+        if parameter.grad is None:
+            return torch.zeros(layer.geometry.shape, device=self.device)
+        return layer.pattern.dense(parameter.grad.reshape(-1)).view(layer.geometry.shape)
+
+    def step(self, step: int, means: Mapping[str, Tensor], norm: float) -> None:
+        """See Engine."""
+        shaped = {name: means[name].reshape(self.parameters[name].shape) for name in self.layers}
+        super().step(step, {**means, **shaped}, norm)
+
+    @contextlib.contextmanager
+    def whole(self, change: bool = False) -> Generator[None]:
+        """See Engine."""
+        self.depth += 1
+        if self.depth == 1:
+            kept = {name: self.parameters[name].data for name in self.layers}
+            for name, layer in self.layers.items():
+                put(self.parameters[name], layer.pattern.dense(kept[name]).view(layer.geometry.shape))
+        else:
+            kept = {}
+        self.changed = change or (self.depth > 1 and self.changed)
+        try:
+            yield
+        finally:
+            self.depth -= 1
+            if not self.depth:
+                if self.changed:
+                    self._pack()
+                else:
+                    for name, values in kept.items():
+                        put(self.parameters[name], values)
+                self.changed = False
+
+    @torch.no_grad()
+    def follow(self, old: MaskSet, new: MaskSet) -> None:
+        """See Engine."""
+        for name in new.masks:
+            before, after = old.update(name), new.update(name)
+            if torch.equal(before, after):
+                continue
+            stayed = before & after
+            for field, value in self.optimizer.state.get(self.parameters[name], {}).items():
+                if not torch.is_tensor(value) or not value.ndim:
+                    continue
+                state = value if name not in self.layers else _spread(value, before)
+                state = moved(field, state, stayed, after)
+                self.optimizer.state[self.parameters[name]][field] = state[after] if name in self.layers else state
+
+    @property
+    def transitions(self) -> torch.optim.Optimizer | None:
+        """See Engine."""
+        return None
+
+    def load_state(self, tensors: Tensors, whole: bool) -> None:
+        """See Engine."""
+        masks = self.masks()
+        likes = {name: torch.empty(int(masks.update(name).sum()), device=self.device) for name in self.layers}
+        load_optimizer(self.optimizer, dict(self.parameters), tensors, whole, likes)
+
+    def load(self, tensors: Tensors, source: str) -> None:
+        """See Engine."""
+        with self.whole(change=True):
+            super().load(tensors, source)
+
+    def choose(self) -> list[str]:
+        """See Engine: rank 0 measures."""
+        undecided = [name for name, layer in self.layers.items() if layer.way is None]
+        if not undecided:
+            return []
+        found = {name: self.chooser.choose(self.layers[name]) for name in undecided} if self.first else {}
+        chosen = json.loads(self.broadcast(json.dumps({n: timed.chosen for n, timed in found.items()}).encode()))
+        for name in undecided:
+            self.layers[name].choose(chosen[name])
+        self.said |= found
+        return [f"compute: {name}: {timed.chosen}; {timed.why}" for name, timed in found.items()]
+
+    def ways(self) -> dict[str, str]:
+        """See Engine."""
+        return {name: layer.chosen for name, layer in self.layers.items() if layer.way is not None}
+
+    def go_on(self, ways: Mapping[str, str]) -> None:
+        """See Engine."""
+        for name, way in ways.items():
+            if name in self.layers:
+                self.layers[name].choose(way)
+
+    def close(self) -> None:
+        """See Engine."""
+        for layer in self.layers.values():
+            layer.leave()
+
+    def _pack(self) -> None:
+        """Take whole weights as the values of the present masks."""
+        masks = self.masks()
+        for name, layer in self.layers.items():
+            mask, parameter = masks.update(name), self.parameters[name]
+            if not torch.equal(mask, layer.mask):
+                layer.adopt(mask)
+            put(parameter, parameter.data[mask] if layer.pattern.density < 1.0 else parameter.data.reshape(-1))
+            if parameter.grad is not None and parameter.grad.shape != parameter.shape:
+                parameter.grad = None
+
+
+def _spread(values: Tensor, mask: Tensor) -> Tensor:
+    """Return a tensor of the mask's shape with `values` inside it and zeros elsewhere."""
+    dense = torch.zeros(mask.shape, dtype=values.dtype, device=values.device)
+    dense[mask] = values
+    return dense
