@@ -10,7 +10,7 @@ ARROWS = {
     "cli": {"launch", "bench", "doctor", "track", "plan"},
     "doctor": {"worker", "track", "kernels"},
     "plan": {"engine", "gradient", "masks", "collective", "kernels", "models", "data", "track"},
-    "bench": {"plan", "launch", "engine", "gradient", "masks", "collective", "kernels", "models", "data"},
+    "bench": {"plan", "launch", "engine", "gradient", "masks", "collective", "compute", "kernels", "models", "data"},
     "launch": {"worker", "track", "doctor"},
     "worker": {"engine", "collective"},
     "engine": {"gradient", "masks", "collective", "compute", "models", "data", "track"},

@@ -10,6 +10,7 @@ from torch import Tensor
 from sparsetrain import registry
 from sparsetrain.compute.geometry import Geometry
 from sparsetrain.compute.ways.base import Way
+from sparsetrain.kernels.expand import collect, expand
 from sparsetrain.kernels.pattern import Pattern
 
 FALLBACK = "masked"
@@ -19,8 +20,8 @@ class Layer:
     """Stands in for a module's forward pass while its weight is held as values [count]; with a whole weight the module
     does what it always does.
 
-    `watching`: backward also adds the gradient of all weights, masked or not, to `dense_gradient`. `seen` is the shape
-    of the last input.
+    `watching`: backward also keeps what the gradient of all weights, masked or not, is made of: inputs and gradients of
+    outputs, or their product where that is smaller. `seen` is the shape of the last input.
     """
 
     def __init__(self, name: str, module: Any, geometry: Geometry) -> None:
@@ -28,7 +29,8 @@ class Layer:
         self.plain = module.forward
         self.seen: tuple[int, ...] = ()
         self.watching = False
-        self.dense_gradient: Tensor | None = None
+        self.factors: list[tuple[Tensor, Tensor]] = []
+        self.product: Tensor | None = None
         self.mask = torch.ones(geometry.shape, dtype=torch.bool)
         self.pattern = Pattern.of(self.mask)
         self.way: Way | None = None
@@ -55,6 +57,33 @@ class Layer:
         if self.way is None:
             self.choose(FALLBACK)
         return _Product.apply(x, weight, bias, self, self.way)
+
+    def watched(self, x: Tensor, dy: Tensor) -> None:
+        """Keep what a pass adds to the gradient of all weights."""
+        self.factors.append((x, dy))
+        if sum(a.nbytes + b.nbytes for a, b in self.factors) > 4 * self.geometry.outputs * self.geometry.width:
+            self.product = self.dense_gradient()
+            self.factors = []
+
+    def dense_gradient(self) -> Tensor | None:
+        """Return the gradient of all weights since `forget`; None where nothing was watched."""
+        total = self.product
+        for x, dy in self.factors:
+            part = self.geometry.weight_gradient(x, dy)
+            total = part if total is None else total + part
+        return total
+
+    def forget(self) -> None:
+        """Begin to watch anew."""
+        self.factors, self.product = [], None
+
+    def whole(self, values: Tensor) -> Tensor:
+        """Return a tensor of the weight's shape with values [count] at the places of the mask, zeros elsewhere."""
+        return expand(self.pattern, values).view(self.geometry.shape)
+
+    def values(self, whole: Tensor) -> Tensor:
+        """Return what a tensor of the weight's shape has at the places of the mask."""
+        return collect(self.pattern, whole)
 
     def leave(self) -> None:
         """Give the module its own forward pass back."""
@@ -87,7 +116,6 @@ class _Product(torch.autograd.Function):
         with torch.autocast(x.device.type, enabled=False):
             dx, gradient = ctx.way.backward(x, values, dy, (wanted[0], wanted[1]))
             if layer.watching:
-                dense = layer.geometry.weight_gradient(x, dy)
-                layer.dense_gradient = dense if layer.dense_gradient is None else layer.dense_gradient.add_(dense)
+                layer.watched(x, dy)
             bias = layer.geometry.bias_gradient(dy) if wanted[2] else None
         return None if dx is None else dx.to(ctx.dtype), gradient, bias, None, None

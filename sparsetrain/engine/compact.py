@@ -23,7 +23,8 @@ from sparsetrain.engine.checkpoint import Tensors, load_optimizer
 from sparsetrain.engine.engine import Parts, gradient
 from sparsetrain.engine.operations import unchanged
 from sparsetrain.engine.torch_engine import TorchEngine
-from sparsetrain.masks.maskset import MaskSet
+from sparsetrain.masks.lazy import Lazy
+from sparsetrain.masks.maskset import MaskSet, spread
 from sparsetrain.masks.methods.base import MaskMethod
 from sparsetrain.masks.transition import moved
 
@@ -80,13 +81,14 @@ class CompactEngine(TorchEngine):
         self.changed = False
         with torch.no_grad(), unchanged(self.model):
             self.model.loss(example)  # what a choice is for depends on what comes in
-        self._pack()
+        for name in self.layers:
+            self._pack(name, self.parameters[name].data)
 
     def begin(self) -> None:
         """See Engine."""
         super().begin()
         for layer in self.layers.values():
-            layer.dense_gradient = None
+            layer.forget()
 
     def watch(self, wanted: bool) -> None:
         """See Engine."""
@@ -98,11 +100,20 @@ class CompactEngine(TorchEngine):
         parameter, layer = self.parameters[name], self.layers.get(name)
         if layer is None:
             return gradient(parameter)
-        if layer.dense_gradient is not None:
-            return layer.dense_gradient
+        dense = layer.dense_gradient()
+        if dense is not None:
+            return dense
         if parameter.grad is None:
             return torch.zeros(layer.geometry.shape, device=self.device)
-        return layer.pattern.dense(parameter.grad.reshape(-1)).view(layer.geometry.shape)
+        return layer.whole(parameter.grad)
+
+    def weights(self) -> Mapping[str, Tensor]:
+        """See Engine."""
+        return Lazy(self.parameters, self._weight)
+
+    def _weight(self, name: str) -> Tensor:
+        data = self.parameters[name].detach()
+        return self.layers[name].whole(data) if name in self.layers and data.ndim == 1 else data
 
     def step(self, step: int, means: Mapping[str, Tensor], norm: float) -> None:
         """See Engine."""
@@ -116,7 +127,7 @@ class CompactEngine(TorchEngine):
         if self.depth == 1:
             kept = {name: self.parameters[name].data for name in self.layers}
             for name, layer in self.layers.items():
-                put(self.parameters[name], layer.pattern.dense(kept[name]).view(layer.geometry.shape))
+                put(self.parameters[name], layer.whole(kept[name]))
         else:
             kept = {}
         self.changed = change or (self.depth > 1 and self.changed)
@@ -126,7 +137,8 @@ class CompactEngine(TorchEngine):
             self.depth -= 1
             if not self.depth:
                 if self.changed:
-                    self._pack()
+                    for name in self.layers:
+                        self._pack(name, self.parameters[name].data)
                 else:
                     for name, values in kept.items():
                         put(self.parameters[name], values)
@@ -134,16 +146,19 @@ class CompactEngine(TorchEngine):
 
     @torch.no_grad()
     def follow(self, old: MaskSet, new: MaskSet) -> None:
-        """See Engine."""
+        """See Engine. Inside `whole` weights are brought to the new masks on the way out."""
         for name in new.masks:
             before, after = old.update(name), new.update(name)
             if torch.equal(before, after):
                 continue
-            stayed = before & after
+            stayed, parameter = before & after, self.parameters[name]
+            if name in self.layers and not self.depth:
+                whole = torch.where(stayed, self.layers[name].whole(parameter.data), 0.0)
+                self._pack(name, whole)
             for field, value in self.optimizer.state.get(self.parameters[name], {}).items():
                 if not torch.is_tensor(value) or not value.ndim:
                     continue
-                state = value if name not in self.layers else _spread(value, before)
+                state = value if name not in self.layers else spread(value, before)
                 state = moved(field, state, stayed, after)
                 self.optimizer.state[self.parameters[name]][field] = state[after] if name in self.layers else state
 
@@ -160,8 +175,11 @@ class CompactEngine(TorchEngine):
 
     def load(self, tensors: Tensors, source: str) -> None:
         """See Engine."""
-        with self.whole(change=True):
-            super().load(tensors, source)
+        masks = self.masks()
+        for name, layer in self.layers.items():
+            layer.adopt(masks.update(name))
+            put(self.parameters[name], torch.empty(layer.pattern.count, device=self.device))
+        super().load(tensors, source)
 
     def choose(self) -> list[str]:
         """See Engine: rank 0 measures."""
@@ -190,20 +208,11 @@ class CompactEngine(TorchEngine):
         for layer in self.layers.values():
             layer.leave()
 
-    def _pack(self) -> None:
-        """Take whole weights as the values of the present masks."""
-        masks = self.masks()
-        for name, layer in self.layers.items():
-            mask, parameter = masks.update(name), self.parameters[name]
-            if not torch.equal(mask, layer.mask):
-                layer.adopt(mask)
-            put(parameter, parameter.data[mask] if layer.pattern.density < 1.0 else parameter.data.reshape(-1))
-            if parameter.grad is not None and parameter.grad.shape != parameter.shape:
-                parameter.grad = None
-
-
-def _spread(values: Tensor, mask: Tensor) -> Tensor:
-    """Return a tensor of the mask's shape with `values` inside it and zeros elsewhere."""
-    dense = torch.zeros(mask.shape, dtype=values.dtype, device=values.device)
-    dense[mask] = values
-    return dense
+    def _pack(self, name: str, whole: Tensor) -> None:
+        """Hold a whole weight as the values of its present mask."""
+        mask, layer, parameter = self.masks().update(name), self.layers[name], self.parameters[name]
+        if not torch.equal(mask, layer.mask):
+            layer.adopt(mask)
+        put(parameter, layer.values(whole))
+        if parameter.grad is not None and parameter.grad.shape != parameter.shape:
+            parameter.grad = None

@@ -108,6 +108,11 @@ class Engine(abc.ABC):
         ranks alike, stays."""
         return contextlib.nullcontext()
 
+    def weights(self) -> Mapping[str, Tensor]:
+        """Return the parameters' values by name, in their shapes, inside `whole`; with some in `compact` anywhere, and
+        those are made when they are asked for."""
+        return {name: parameter.detach() for name, parameter in self.parameters.items()}
+
     def tensors(self) -> Tensors:
         """Return parameters and buffers by name, whole inside `whole`; tied weights appear once."""
         return model_tensors(self.model)

@@ -7,6 +7,7 @@ shards it, and between two exchanges local.rank00000, which is never on a disk.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import pathlib
 from typing import Any, Protocol
@@ -19,6 +20,8 @@ from sparsetrain.engine.checkpoint import About, CheckpointError, Tensors
 from sparsetrain.engine.local_store import LocalStore
 from sparsetrain.engine.state import Milestone, RunState
 from sparsetrain.engine.store import Stored
+from sparsetrain.masks.lazy import Lazy
+from sparsetrain.masks.maskset import spread
 from sparsetrain.masks.saved import check_inactive
 
 # Before the names of tensors in a rank's and in the masks' group.
@@ -42,12 +45,13 @@ class Source(Protocol):
 @dataclasses.dataclass
 class Pieces:
     """A state in memory; the tensors are the run's own until `copied`. `weights`, where there are any, are those whose
-    digest `told` still lacks."""
+    digest `told` still lacks; `sets` are the update sets of weights that are held as the values there."""
 
     told: About
     groups: dict[str, Tensors]
     name: str = "memory"
     weights: Tensors = dataclasses.field(default_factory=dict)
+    sets: Tensors = dataclasses.field(default_factory=dict)
 
     def about(self) -> About:
         """See Source."""
@@ -73,7 +77,8 @@ class Pieces:
         """Return the same with the digest of the weights."""
         if not self.weights:
             return self
-        told = dataclasses.replace(self.told, weights_digest=checkpoint.digest_of(self.weights))
+        whole = Lazy(self.weights, lambda name: spread(self.weights[name], self.sets.get(name)))
+        told = dataclasses.replace(self.told, weights_digest=checkpoint.digest_of(whole))
         return dataclasses.replace(self, told=told, weights={})
 
 
@@ -104,7 +109,7 @@ def capture(state: RunState, digest: bool = True) -> Pieces:
         kept |= {f"{SCORES}{key}": tensor for key, tensor in state.masks.rank_state().items()}
     groups[own("residual", rank)] = kept
     groups[_optimizer(state, rank)] = state.engine.state()
-    with state.engine.whole():
+    with state.engine.whole() if state.engine.gathers else contextlib.nullcontext():
         held = {key: tensor.detach() for key, tensor in state.engine.tensors().items()}
         groups["model"] = {key: tensor.clone() for key, tensor in held.items()} if state.engine.gathers else held
         own_weights = {name: held.get(name, p.detach()) for name, p in state.parameters.items()}
@@ -128,7 +133,8 @@ def capture(state: RunState, digest: bool = True) -> Pieces:
         regimes=state.exchange.choice(),
         ways=state.engine.ways(),
     )
-    return Pieces(told, groups, weights={} if digest else own_weights)
+    sets = {name: state.masks.masks.update(name) for name in state.engine.compact} if state.masks is not None else {}
+    return Pieces(told, groups, weights={} if digest else own_weights, sets=sets)
 
 
 def restore(state: RunState, source: Source) -> None:
@@ -151,12 +157,12 @@ def restore(state: RunState, source: Source) -> None:
     try:
         if state.engine.gathers:
             with state.engine.whole(change=True):
-                checkpoint.load_model(state.engine.tensors(), weights, source.name)
+                checkpoint.load_model(state.engine.tensors(), _as_held(state, weights), source.name)
         if state.weights_digest() != about.weights_digest:
             raise CheckpointError(f"{source.name}: weights do not have the digest that state.json names")
         if state.masks is not None:
-            with state.engine.whole():
-                check_inactive(state.masks.masks, state.parameters)
+            with state.engine.whole() if state.engine.gathers else contextlib.nullcontext():
+                check_inactive(state.masks.masks, state.engine.weights())
     except BROKEN as error:
         raise _told(error, source) from error
 
@@ -178,7 +184,7 @@ def _restore(state: RunState, source: Source, about: About, weights: Tensors) ->
         parts = {part: _under(packed, f"{part}/") for part in SHARED}
         state.masks.load_state_dict({"packed": packed, "epoch": about.mask_epoch, **parts})
     if not state.engine.gathers:
-        state.engine.load(weights, source.name)
+        state.engine.load(_as_held(state, weights), source.name)
     state.sync_masks()
     state.engine.go_on(about.ways)
     state.update.load_state(_as_held(state, source.read("outer")))
@@ -187,7 +193,9 @@ def _restore(state: RunState, source: Source, about: About, weights: Tensors) ->
         raise CheckpointError(f"{source.name}: is of {ranks} ranks, each with its shard of the optimizer's state")
     every_step = state.job.exchange.every == 1
     saved = source.read(_optimizer(state, rank % ranks))
-    state.engine.load_state(_as_held(state, saved), every_step and about.exchanges > 0)
+    # What is spread over the ranks is each rank's own, and nothing to put together.
+    saved = saved if state.engine.shards else _as_held(state, saved)
+    state.engine.load_state(saved, every_step and about.exchanges > 0)
     if ranks == state.world.size:
         kept = source.read(own("residual", rank))
     else:
@@ -231,7 +239,7 @@ def _check_kept(state: RunState, kept: Tensors, name: str) -> None:
 
 def _as_held(state: RunState, tensors: Tensors) -> Tensors:
     """Return tensors that go by weights as the engine holds them: whole, or the values of the update set."""
-    if state.masks is None or state.engine.shards:
+    if state.masks is None:
         return tensors
     masks, held = state.masks.masks, dict(tensors)
     for key, tensor in tensors.items():
@@ -240,9 +248,9 @@ def _as_held(state: RunState, tensors: Tensors) -> Tensors:
             continue
         mask = masks.update(name)
         if name in state.engine.compact and tensor.shape == mask.shape:
-            held[key] = tensor[mask]
+            held[key] = tensor[mask.to(tensor.device)]
         elif name not in state.engine.compact and tensor.ndim == 1 < mask.ndim and len(tensor) == int(mask.sum()):
-            held[key] = torch.zeros(mask.shape, dtype=tensor.dtype).masked_scatter_(mask, tensor)
+            held[key] = spread(tensor, mask.to(tensor.device))
     return held
 
 

@@ -91,10 +91,15 @@ class RunState:
         """Return whose groups hold the learning rates."""
         return self.engine.optimizer
 
+    def elements(self, name: str) -> int:
+        """Return how many weights a parameter has, those that are masked included."""
+        masks = self.masks.masks.masks if self.masks is not None else {}
+        return masks[name].numel() if name in masks else self.parameters[name].numel()
+
     def weights_digest(self) -> str:
         """Return the blake2b digest of all weights, as hex: equal on all ranks after an exchange. Collective."""
-        with self.engine.whole():
-            return checkpoint.digest_of(self.parameters)
+        with self.engine.whole() if self.engine.gathers else contextlib.nullcontext():
+            return checkpoint.digest_of(self.engine.weights())
 
     def sync_masks(self) -> None:
         """Tell the exchange and the update rule which coordinates are active now."""
@@ -180,6 +185,8 @@ def build(job: Job, world: World, calibrations: pathlib.Path | None = None, data
         every, outer, limits = job.exchange.every, job.exchange.outer, masks.limits if masks is not None else {}
         update = LocalSteps(parameters, engine, exchange, every, outer, world, mask_gradients, limits)
     state = RunState(job, world, model, data, sampler, parameters, engine, exchange, update, masks, counted)
+    if masks is not None and engine.compact:
+        masks.hold(engine.weights())
     state.sync_masks()
     # Dropout and other draws differ between ranks; weights and masks are drawn above, from the shared seed.
     torch.manual_seed(job.seed * 1_000_003 + world.rank + 1)

@@ -30,7 +30,8 @@ from sparsetrain.engine.store import open_store
 from sparsetrain.engine.update import Updated
 from sparsetrain.gradient.handover import hand_over
 from sparsetrain.masks.agreement import agree_weights
-from sparsetrain.masks.controller import Report
+from sparsetrain.masks.lazy import Lazy
+from sparsetrain.masks.report import Report
 from sparsetrain.track.sink import Row
 
 
@@ -152,9 +153,10 @@ class Trainer:
         if masks is not None and state.operations is not None:
             self.cost = state.operations.training(masks.masks, masks.asks_all(state.step + 1))
         if masks is not None and masks.watches(state.step + 1):
-            with self.recorder.window.span("scores"), state.engine.whole():
+            gradients = Lazy(masks.parameters, state.engine.dense_gradient)
+            with self.recorder.window.span("scores"), self._whole():
                 # Scores are means of unmasked gradients, so they are taken before anything is masked away.
-                masks.observe(state.step + 1, {name: state.engine.dense_gradient(name) for name in masks.parameters})
+                masks.observe(state.step + 1, gradients)
         with self.recorder.window.span("update"):
             updated = state.update.step(state.step + 1, last)
         self.stepped(updated)
@@ -187,8 +189,12 @@ class Trainer:
         if updates and self.recovers and self.undo is None:
             self.undo = capture(state).copied()
         touched = updates or masks.checks(state.step) or not (state.engine.gathers or state.engine.compact)
-        with state.engine.whole(change=True) if touched else contextlib.nullcontext():
-            if touched:
+        # Where masked weights are not held, others are needed whole only for who writes them: some updates, and a check
+        # that takes rank 0's.
+        overwrites = masks.config.agreement == "rank0" and masks.checks(state.step)
+        writes = touched and (overwrites or not masks.piecewise)
+        with state.engine.whole(change=True) if writes else contextlib.nullcontext():
+            if touched or state.engine.compact:
                 masks.mask_weights()
             if masks.rewinding is not None and updates:
                 self._evaluate()  # what the round has come to, before its weights are gone
@@ -204,6 +210,10 @@ class Trainer:
         self._choose()
         state.masks_due = False
         return report
+
+    def _whole(self) -> contextlib.AbstractContextManager[None]:
+        """Return a context in which weights can be looked at: whole, or by name where they are held compact."""
+        return contextlib.nullcontext() if self.state.engine.compact else self.state.engine.whole()
 
     def _choose(self) -> None:
         """Decide how layers multiply, where masks have left that open. Collective."""
@@ -298,7 +308,7 @@ class Trainer:
 
     def check_replicas(self) -> None:
         """Compare all ranks' weights, whatever the job says about masks. Raises ReplicasDiffer."""
-        with self.state.engine.whole():
+        with self._whole():
             weights = {name: parameter.detach() for name, parameter in self.state.parameters.items()}
             agree_weights(weights, self.world.transport.gather_bytes, "raise")
 

@@ -19,6 +19,7 @@ from sparsetrain.engine.checkpoint import fitting
 from sparsetrain.engine.engine import Engine
 from sparsetrain.engine.torch_engine import TorchEngine
 from sparsetrain.gradient.exchange import GradientExchange
+from sparsetrain.masks.maskset import spread
 
 SINCE = "since/"  # among a rank's own weights: local steps since the exchange, and whether one is due
 
@@ -296,8 +297,7 @@ def _followed(momentum: Tensor, before: Tensor | None, after: Tensor | None, wei
     if not sets:
         return momentum.reshape(weight.shape)
     if momentum.shape != sets[0].shape:
-        whole = torch.zeros(sets[0].shape, dtype=momentum.dtype, device=momentum.device)
-        momentum = whole.masked_scatter_(torch.ones_like(sets[0]) if before is None else before, momentum)
+        momentum = spread(momentum, torch.ones_like(sets[0]) if before is None else before)
     kept = momentum if after is None else torch.where(after, momentum, 0.0)
     if weight.shape == kept.shape:
         return kept

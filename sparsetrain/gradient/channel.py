@@ -212,6 +212,12 @@ class Channel:
             starts = torch.searchsorted(self.active, starts)
         return starts.tolist()
 
+    def tensors(self) -> list[Tensor]:
+        """Return what stays allocated between two exchanges: means, buffers, places, kept state in fp32."""
+        some = [self.mean, self.buffer, self._flat, self.active, *self._free, *self._work.values()]
+        kept = [store.now for store in self.kept.values() if isinstance(store.now, Tensor)]
+        return [tensor for tensor in [*some, *kept] if tensor is not None]
+
     def nbytes(self) -> int:
         """Return the bytes of kept state and of the buffers that stay allocated."""
         kept = sum(store.nbytes() for store in self.kept.values())

@@ -44,7 +44,7 @@ class Pattern:
         """Return the kept share of all places."""
         return self.count / max(1, self.rows * self.width)
 
-    @functools.cached_property
+    @property
     def row_of(self) -> Tensor:
         """Return the row of each place, int64."""
         return torch.repeat_interleave(torch.arange(self.rows, device=self.starts.device), self.starts.diff().long())
@@ -56,10 +56,10 @@ class Pattern:
 
     @functools.cached_property
     def turned(self) -> tuple[Pattern, Tensor]:
-        """Return the pattern of the transposed matrix and, int64 [count], which value each of its places takes."""
+        """Return the pattern of the transposed matrix and, int32 [count], which value each of its places takes."""
         order = torch.argsort(self.columns, stable=True)
         places = self.columns[order].long() * self.rows + self.row_of[order]
-        return _laid(self.width, self.rows, places), order
+        return _laid(self.width, self.rows, places), order.int()
 
     def dense(self, values: Tensor) -> Tensor:
         """Return the matrix [rows, width] with `values` [count] at its places and zeros elsewhere."""
@@ -70,8 +70,6 @@ class Pattern:
     def nbytes(self) -> int:
         """Return the bytes of the pattern, the transposed one included where it has been asked for."""
         own = self.starts.nbytes + self.columns.nbytes + self.segments.nbytes
-        if "row_of" in self.__dict__:
-            own += self.row_of.nbytes
         if "turned" in self.__dict__:
             pattern, order = self.turned
             own += pattern.nbytes() + order.nbytes

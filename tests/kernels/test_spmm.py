@@ -4,6 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from kernel_versions import serving
 
+from sparsetrain.kernels.expand import collect, expand, turned
 from sparsetrain.kernels.pattern import SEGMENT, Pattern
 from sparsetrain.kernels.sddmm import sddmm
 from sparsetrain.kernels.spmm import spmm
@@ -41,8 +42,9 @@ def test_all_versions_give_the_dense_products(libraries, rows, width, density, b
             with serving(library):
                 assert near(spmm(pattern, values, x, bias), x.double() @ dense.t() + bias.double(), width), name
                 assert near(spmm(pattern, values, x), x.double() @ dense.t(), width), name
-                turned, order = pattern.turned
-                assert near(spmm(turned, values[order], dy), dy.double() @ dense, rows), name
+                assert near(spmm(pattern.turned[0], turned(pattern, values), dy), dy.double() @ dense, rows), name
+                assert torch.equal(expand(pattern, values), dense.float()), name
+                assert torch.equal(collect(pattern, dense.float()), values), name
                 assert near(sddmm(pattern, x, dy), (dy.double().t() @ x.double())[mask], batch), name
     finally:
         torch.set_num_threads(before)
@@ -94,3 +96,8 @@ def test_gradients_of_unlike_batches_are_refused():
         sddmm(pattern, torch.zeros(3, 4), torch.zeros(2, 2))
     with pytest.raises(ValueError, match="dy is fp32"):
         sddmm(pattern, torch.zeros(3, 4), torch.zeros(3, 3))
+
+
+def test_another_matrix_is_refused():
+    with pytest.raises(ValueError, match=r"\[3, 4\] is not 2 x 4"):
+        collect(Pattern.of(torch.ones(2, 4, dtype=torch.bool)), torch.zeros(3, 4))

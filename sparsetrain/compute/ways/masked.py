@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from sparsetrain.compute.ways.base import Way
+from sparsetrain.kernels.expand import collect, expand
 
 
 class Masked(Way):
@@ -19,13 +20,7 @@ class Masked(Way):
     def backward(self, x: Tensor, values: Tensor, dy: Tensor, wanted: tuple[bool, bool]) -> tuple[Any, Any]:
         """See Way."""
         dx, gradient = self.geometry.backward(x, self._weight(values), dy, wanted)
-        return dx, self._values(gradient) if gradient is not None else None
+        return dx, collect(self.pattern, gradient) if gradient is not None else None
 
     def _weight(self, values: Tensor) -> Tensor:
-        if self.pattern.density == 1.0:
-            return values.view(self.geometry.shape)
-        return self.pattern.dense(values).view(self.geometry.shape)
-
-    def _values(self, gradient: Tensor) -> Tensor:
-        flat = gradient.reshape(-1)
-        return flat if self.pattern.density == 1.0 else flat[self.pattern.places]
+        return expand(self.pattern, values).view(self.geometry.shape)

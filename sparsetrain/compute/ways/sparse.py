@@ -9,6 +9,7 @@ from torch import Tensor
 from sparsetrain.compute.geometry import Geometry
 from sparsetrain.compute.ways.base import Way
 from sparsetrain.kernels import versions
+from sparsetrain.kernels.expand import turned
 from sparsetrain.kernels.sddmm import sddmm
 from sparsetrain.kernels.spmm import spmm
 
@@ -32,6 +33,5 @@ class Sparse(Way):
         rows = self.geometry.output_rows(dy)
         dx = None
         if wanted[0]:
-            turned, order = self.pattern.turned
-            dx = self.geometry.input_gradient(spmm(turned, values.detach()[order], rows), x)
+            dx = self.geometry.input_gradient(spmm(self.pattern.turned[0], turned(self.pattern, values), rows), x)
         return dx, sddmm(self.pattern, self.geometry.rows(x), rows) if wanted[1] else None

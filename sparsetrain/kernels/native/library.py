@@ -33,6 +33,9 @@ ARGUMENTS = {
     "st_scatter_add": [POINTER, POINTER, LONG, POINTER, FLOAT, INT],
     "st_spmm": [*(POINTER,) * 4, LONG, LONG, POINTER, LONG, POINTER, POINTER, INT],
     "st_sddmm": [*(POINTER,) * 3, LONG, LONG, POINTER, POINTER, LONG, POINTER, INT],
+    "st_expand": [POINTER, POINTER, POINTER, LONG, LONG, POINTER, INT],
+    "st_collect": [POINTER, POINTER, POINTER, LONG, LONG, POINTER, INT],
+    "st_reorder": [POINTER, POINTER, LONG, POINTER, INT],
     "st_use_openmp": [POINTER, POINTER, POINTER],
     "st_checksum": [POINTER, LONG],
     "st_check_ascending": [POINTER, LONG, LONG],
@@ -59,6 +62,9 @@ RESULTS = {
     "st_combine": LONG,
     "st_scatter_add": None,
     "st_use_openmp": None,
+    "st_expand": None,
+    "st_collect": None,
+    "st_reorder": None,
     "st_deltas_bytes": LONG,
     "st_checksum": ctypes.c_uint64,
     **{name: None for name in ARGUMENTS if name.startswith("st_encode")},
@@ -168,6 +174,28 @@ class Library(IndexCodes, ValueCodes):
         if self.calls.st_sddmm(*_laid(pattern), pattern.rows, pattern.width, *given):
             raise MemoryError(f"no scratch memory for {pattern.rows} x {pattern.width} weights")
         return gradient
+
+    def expand(self, pattern: Pattern, values: Tensor) -> Tensor:
+        """Return what `kernels.expand` promises."""
+        out = _empty((pattern.rows, pattern.width), torch.float32)
+        given = (*_laid(pattern)[:2], values.data_ptr(), pattern.rows, pattern.width, out.data_ptr())
+        self.calls.st_expand(*given, torch.get_num_threads())
+        return out
+
+    def collect(self, pattern: Pattern, dense: Tensor) -> Tensor:
+        """Return what `kernels.collect` promises."""
+        values = _empty(pattern.count, torch.float32)
+        given = (*_laid(pattern)[:2], dense.data_ptr(), pattern.rows, pattern.width, values.data_ptr())
+        self.calls.st_collect(*given, torch.get_num_threads())
+        return values
+
+    def reorder(self, values: Tensor, order: Tensor) -> Tensor:
+        """Return what `kernels.turned` promises."""
+        out = _empty(order.numel(), torch.float32)
+        self.calls.st_reorder(
+            values.data_ptr(), order.data_ptr(), order.numel(), out.data_ptr(), torch.get_num_threads()
+        )
+        return out
 
     def checksum(self, data: Tensor) -> int:
         """Return the unfolded 64-bit sum."""
