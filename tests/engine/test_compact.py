@@ -1,6 +1,8 @@
 """Masked weights held as the values of their masks: the same training in less memory."""
 
+import contextlib
 import pathlib
+import weakref
 
 import pytest
 import torch
@@ -8,6 +10,7 @@ from ranks import gloo_ranks
 from small import job, run_and_die
 
 from sparsetrain.collective.world import World
+from sparsetrain.compute.layer import Layer
 from sparsetrain.engine.compact import CompactEngine, refusal
 from sparsetrain.engine.state import build
 from sparsetrain.engine.trainer import Trainer, train
@@ -106,7 +109,8 @@ def test_state_follows_the_masks_as_it_does_with_whole_weights(tmp_path):
         generator = torch.Generator().manual_seed(5)
         gradients = {n: torch.randn(m.shape, generator=generator) for n, m in masks.masks.items()}
         state.masks.observe(4, gradients)
-        with state.engine.whole(change=True):
+        assert state.masks.piecewise == bool(state.engine.compact)
+        with contextlib.nullcontext() if state.masks.piecewise else state.engine.whole(change=True):
             report = state.masks.step(4, state.engine.transitions)
             state.engine.follow(report.old, report.new)
     assert report is not None and report.grown > 0
@@ -179,3 +183,45 @@ def test_a_kept_graph_of_an_earlier_step_does_no_harm(tmp_path):
         trainer.train_step()
         kept.append(trainer.state.model.loss(batch))
     assert trainer.state.masks.masks.epoch == 1
+
+
+def test_growth_from_the_largest_gradients_is_growth_from_all(tmp_path):
+    """Of the mean gradient only as much is kept as can grow, and the masks are the same."""
+    masks = []
+    for thin in (True, False):
+        settings = (*WIDE, "compute=sparse", "exchange.regime=dense", "exchange.values=fp32", "masks.every=2")
+        trainer = Trainer(build(job(*settings), World()), tmp_path / str(thin), quiet)
+        source = trainer.state.masks.source
+        assert source.rooms is not None
+        source.rooms = source.rooms if thin else None
+        for _ in range(9):
+            trainer.train_step()
+            if trainer.state.step == 3:  # between what is observed and the update that it is for
+                batch = trainer.state.masks.rank_state()
+                trainer.state.masks.load_rank_state(batch)
+        masks.append(trainer.state.masks.masks)
+    assert masks[0].epoch == 4 and masks[0].digest() == masks[1].digest()
+
+
+def test_no_layer_is_made_whole_while_others_are(tmp_path, monkeypatch):
+    """Two whole weights at a time at most: one that is made, and one that is looked at."""
+    settings = (*WIDE, "compute=sparse", "checkpoint.every=2", "masks.every=2", "exchange.regime=dense")
+    trainer = Trainer(build(job(*settings), World()), tmp_path, quiet)
+    alive: weakref.WeakSet[torch.Tensor] = weakref.WeakSet()
+    most = [0]
+    whole = Layer.whole
+
+    def counted(layer, values):
+        made = whole(layer, values)
+        alive.add(made)
+        most[0] = max(most[0], len(alive))
+        return made
+
+    monkeypatch.setattr(Layer, "whole", counted)
+    for _ in range(6):
+        trainer.train_step()
+    trainer.check_replicas()
+    trainer.save()
+    trainer.state.weights_digest()
+    assert trainer.state.masks.masks.epoch == 3 and 1 <= most[0] <= 2
+    trainer.close("finished")
