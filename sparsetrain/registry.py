@@ -30,6 +30,7 @@ KINDS: dict[str, dict[str, str]] = {
     "way": {
         "masked": "sparsetrain.compute.ways.masked:Masked",
         "sparse": "sparsetrain.compute.ways.sparse:Sparse",
+        "block": "sparsetrain.compute.ways.block:Block",
         "smaller": "sparsetrain.compute.ways.smaller:Smaller",
     },
     "sparsifier": {

@@ -32,7 +32,8 @@ def measure(
 
     Forward, and forward with both gradients, are timed for themselves; `speedup` is of the latter over the best fp32
     dense product, median over rounds. `ratio_to_ideal` is to the dense time times the density. `smaller` gets a mask
-    that leaves whole outputs and inputs, the others one of single weights. Raises ValueError for what makes no sense.
+    that leaves whole outputs and inputs, `block` one of 32 x 32 weights, the others one of single weights; `auto`
+    stands at what is chosen for the last. Raises ValueError for what makes no sense.
     """
     if rounds < 1 or threads < 1 or any(not 0 < d <= 1 for d in densities) or any(b < 1 for b in batches):
         raise ValueError("want at least 1 round, 1 thread, batches of at least 1, and densities above 0 and at most 1")
@@ -86,13 +87,13 @@ def _rows(shape: tuple[int, int], batch: int, density: float, threads: int, roun
     for precision in PRECISIONS:
         candidates[precision] = _dense(torch.randn(shape, generator=draw), x, dy, precision)
     for name in registry.names("way"):
-        mask = _mask(shape, density, draw, whole=name == "smaller")
+        mask = MASKS.get(name, _single)(shape, density, draw)
         layer = _layer(mask, x)
         way = registry.load("way", name)
-        if way.refuses(layer.geometry, layer.mask):
+        if way.refuses(layer.geometry, layer.mask, layer.pattern):
             continue
         candidates[name] = _passes(way(layer.geometry, layer.mask, layer.pattern), layer, x, dy)
-    chosen = Chooser().choose(_layer(_mask(shape, density, draw, whole=False), x)).chosen
+    chosen = Chooser().choose(_layer(_single(shape, density, draw), x)).chosen
     forward = interleave({name: calls[0] for name, calls in candidates.items()}, rounds)
     backward = interleave({name: calls[1] for name, calls in candidates.items()}, rounds)
     best = [[min(times[p][turn] for p in PRECISIONS) for turn in range(rounds)] for times in (forward, backward)]
@@ -109,13 +110,24 @@ def _rows(shape: tuple[int, int], batch: int, density: float, threads: int, roun
         yield dict(zip(COLUMNS, values, strict=True))
 
 
-def _mask(shape: tuple[int, int], density: float, draw: torch.Generator, whole: bool) -> Tensor:
-    if not whole:
-        return torch.rand(shape, generator=draw) < density
+def _single(shape: tuple[int, int], density: float, draw: torch.Generator) -> Tensor:
+    return torch.rand(shape, generator=draw) < density
+
+
+def _blocks(shape: tuple[int, int], density: float, draw: torch.Generator) -> Tensor:
+    blocks = torch.rand([-(-n // BLOCK) for n in shape], generator=draw) < density
+    return blocks.repeat_interleave(BLOCK, 0).repeat_interleave(BLOCK, 1)[: shape[0], : shape[1]].contiguous()
+
+
+def _rectangle(shape: tuple[int, int], density: float, draw: torch.Generator) -> Tensor:
     mask = torch.zeros(shape, dtype=torch.bool)
     sides = [torch.randperm(n, generator=draw)[: max(1, round(n * math.sqrt(density)))] for n in shape]
     mask[sides[0][:, None], sides[1]] = True
     return mask
+
+
+BLOCK = 32
+MASKS = {"smaller": _rectangle, "block": _blocks}
 
 
 def _layer(mask: Tensor, x: Tensor) -> Layer:

@@ -78,7 +78,7 @@ def _fitting(layer: Layer) -> tuple[dict[str, type[Way]], dict[str, str]]:
     unfit: dict[str, str] = {}
     for name in registry.names("way"):
         way = registry.load("way", name)
-        why = way.refuses(layer.geometry, layer.mask)
+        why = way.refuses(layer.geometry, layer.mask, layer.pattern)
         if why:
             unfit[name] = why
         else:

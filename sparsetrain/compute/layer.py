@@ -44,7 +44,7 @@ class Layer:
     def choose(self, name: str) -> None:
         """Multiply in a way, by its name, from now on. Raises ValueError where it does not fit the mask."""
         way = registry.load("way", name)
-        if why := way.refuses(self.geometry, self.mask):
+        if why := way.refuses(self.geometry, self.mask, self.pattern):
             raise ValueError(f"{self.name}: {name}: {why}")
         self.way, self.chosen = way(self.geometry, self.mask, self.pattern), name
 

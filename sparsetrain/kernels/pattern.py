@@ -9,7 +9,8 @@ import math
 import torch
 from torch import Tensor
 
-SEGMENT = 512  # columns; native/tiles.h has the same number
+SEGMENT = 512  # columns; native/tiles.h has the same numbers
+TOGETHER = 4  # rows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +49,18 @@ class Pattern:
     def row_of(self) -> Tensor:
         """Return the row of each place, int64."""
         return torch.repeat_interleave(torch.arange(self.rows, device=self.starts.device), self.starts.diff().long())
+
+    @functools.cached_property
+    def together(self) -> bool:
+        """Return whether rows come in fours that have the same columns, as blocks have them."""
+        if self.rows % TOGETHER or not self.count:
+            return False
+        row, starts = self.row_of, self.starts.long()
+        lengths = starts.diff().view(-1, TOGETHER)
+        if not bool((lengths == lengths[:, :1]).all()):
+            return False
+        places = torch.arange(self.count, device=row.device) - starts[row] + starts[row - row % TOGETHER]
+        return torch.equal(self.columns[places], self.columns)
 
     @property
     def places(self) -> Tensor:

@@ -50,6 +50,31 @@ def test_all_versions_give_the_dense_products(libraries, rows, width, density, b
         torch.set_num_threads(before)
 
 
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 50), st.integers(1, 400), DENSITIES, BATCHES, st.integers(0, 2**31))
+def test_rows_with_the_same_columns_give_the_same_together(libraries, rows, width, density, batch, seed):
+    draw = torch.Generator().manual_seed(seed)
+    mask = (torch.rand(rows, width, generator=draw) < density).repeat_interleave(4, 0).repeat_interleave(4, 1)
+    pattern = Pattern.of(mask)
+    assert pattern.together == bool(mask.any()) and pattern.turned[0].together == pattern.together
+    values, bias = torch.randn(pattern.count, generator=draw), torch.randn(4 * rows, generator=draw)
+    x, dy = torch.randn(batch, 4 * width, generator=draw), torch.randn(batch, 4 * rows, generator=draw)
+    for name, library in {"reference": None, **libraries}.items() if pattern.together else ():
+        with serving(library):
+            one, other = (spmm(pattern, values, x, bias, together=together) for together in (False, True))
+            assert near(other, one.double(), width), name
+            one, other = (sddmm(pattern, x, dy, together=together) for together in (False, True))
+            assert near(other, one.double(), batch), name
+
+
+def test_rows_that_differ_are_not_worked_on_together():
+    pattern = Pattern.of(torch.eye(4, dtype=torch.bool))
+    with pytest.raises(ValueError, match="do not come in fours"):
+        spmm(pattern, torch.zeros(4), torch.zeros(1, 4), together=True)
+    with pytest.raises(ValueError, match="do not come in fours"):
+        sddmm(pattern, torch.zeros(1, 4), torch.zeros(1, 4), together=True)
+
+
 def test_threads_change_no_bit(libraries):
     _, pattern, values, x, dy, bias = drawn(1500, 1400, 0.1, 300, 3)
     for library in libraries.values():

@@ -25,7 +25,7 @@ class Way(abc.ABC):
         self.geometry, self.pattern = geometry, pattern
 
     @classmethod
-    def refuses(cls, geometry: Geometry, mask: Tensor) -> str:
+    def refuses(cls, geometry: Geometry, mask: Tensor, pattern: Pattern) -> str:
         """Return why this way is not for a mask of a layer; nothing where it is."""
         return ""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -10,6 +10,7 @@ from sparsetrain.compute.geometry import Geometry
 from sparsetrain.compute.ways.base import Way
 from sparsetrain.kernels import versions
 from sparsetrain.kernels.expand import turned
+from sparsetrain.kernels.pattern import Pattern
 from sparsetrain.kernels.sddmm import sddmm
 from sparsetrain.kernels.spmm import spmm
 
@@ -17,8 +18,10 @@ from sparsetrain.kernels.spmm import spmm
 class Sparse(Way):
     """The kernels `spmm` (forward, and with the transposed pattern for the input's gradient) and `sddmm`."""
 
+    together: ClassVar[bool] = False
+
     @classmethod
-    def refuses(cls, geometry: Geometry, mask: Tensor) -> str:
+    def refuses(cls, geometry: Geometry, mask: Tensor, pattern: Pattern) -> str:
         """See Way."""
         if mask.device.type != "cpu":
             return f"there is no such kernel for {mask.device.type}"
@@ -26,12 +29,17 @@ class Sparse(Way):
 
     def forward(self, x: Tensor, values: Tensor, bias: Tensor | None) -> Tensor:
         """See Way."""
-        return self.geometry.from_rows(spmm(self.pattern, values, self.geometry.rows(x), bias), x)
+        y = spmm(self.pattern, values, self.geometry.rows(x), bias, together=self.together)
+        return self.geometry.from_rows(y, x)
 
     def backward(self, x: Tensor, values: Tensor, dy: Tensor, wanted: tuple[bool, bool]) -> tuple[Any, Any]:
         """See Way."""
         rows = self.geometry.output_rows(dy)
         dx = None
         if wanted[0]:
-            dx = self.geometry.input_gradient(spmm(self.pattern.turned[0], turned(self.pattern, values), rows), x)
-        return dx, sddmm(self.pattern, self.geometry.rows(x), rows) if wanted[1] else None
+            other = turned(self.pattern, values)
+            dx = spmm(self.pattern.turned[0], other, rows, together=self.together)
+            dx = self.geometry.input_gradient(dx, x)
+        if not wanted[1]:
+            return dx, None
+        return dx, sddmm(self.pattern, self.geometry.rows(x), rows, together=self.together)

@@ -31,8 +31,8 @@ ARGUMENTS = {
     "st_merge": [POINTER, POINTER, POINTER, INT, POINTER, LONG, FLOAT, INT],
     "st_combine": [POINTER, POINTER, LONG, POINTER, POINTER, LONG, POINTER, POINTER],
     "st_scatter_add": [POINTER, POINTER, LONG, POINTER, FLOAT, INT],
-    "st_spmm": [*(POINTER,) * 4, LONG, LONG, POINTER, LONG, POINTER, POINTER, INT],
-    "st_sddmm": [*(POINTER,) * 3, LONG, LONG, POINTER, POINTER, LONG, POINTER, INT],
+    "st_spmm": [*(POINTER,) * 4, LONG, LONG, POINTER, LONG, POINTER, POINTER, INT, INT],
+    "st_sddmm": [*(POINTER,) * 3, LONG, LONG, POINTER, POINTER, LONG, POINTER, INT, INT],
     "st_expand": [POINTER, POINTER, POINTER, LONG, LONG, POINTER, INT],
     "st_collect": [POINTER, POINTER, POINTER, LONG, LONG, POINTER, INT],
     "st_reorder": [POINTER, POINTER, LONG, POINTER, INT],
@@ -158,19 +158,19 @@ class Library(IndexCodes, ValueCodes):
         count = self.calls.st_combine(*given, indices.data_ptr(), values.data_ptr())
         return indices[:count], values[:count]
 
-    def spmm(self, pattern: Pattern, values: Tensor, x: Tensor, bias: Tensor | None) -> Tensor:
+    def spmm(self, pattern: Pattern, values: Tensor, x: Tensor, bias: Tensor | None, together: bool) -> Tensor:
         """Return what `kernels.spmm` promises."""
         y = _empty((len(x), pattern.rows), torch.float32)
         matrix = (*_laid(pattern), values.data_ptr(), pattern.rows, pattern.width)
         given = (x.data_ptr(), len(x), None if bias is None else bias.data_ptr())
-        if self.calls.st_spmm(*matrix, *given, y.data_ptr(), torch.get_num_threads()):
+        if self.calls.st_spmm(*matrix, *given, y.data_ptr(), together, torch.get_num_threads()):
             raise MemoryError(f"no scratch memory for {pattern.rows} x {pattern.width} weights")
         return y
 
-    def sddmm(self, pattern: Pattern, x: Tensor, dy: Tensor) -> Tensor:
+    def sddmm(self, pattern: Pattern, x: Tensor, dy: Tensor, together: bool) -> Tensor:
         """Return what `kernels.sddmm` promises."""
         gradient = (_empty if len(x) else _zeros)(pattern.count, torch.float32)
-        given = (x.data_ptr(), dy.data_ptr(), len(x), gradient.data_ptr(), torch.get_num_threads())
+        given = (x.data_ptr(), dy.data_ptr(), len(x), gradient.data_ptr(), together, torch.get_num_threads())
         if self.calls.st_sddmm(*_laid(pattern), pattern.rows, pattern.width, *given):
             raise MemoryError(f"no scratch memory for {pattern.rows} x {pattern.width} weights")
         return gradient

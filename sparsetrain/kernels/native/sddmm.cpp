@@ -27,11 +27,40 @@ __attribute__((noinline)) void dot_row(const int32_t* columns, int64_t begin, in
     }
 }
 
+// The same for TOGETHER rows that have the same columns, which begin at `begins`; two columns at a time.
+template <int N>
+__attribute__((noinline)) void dot_rows(const int32_t* columns, const int32_t* begins, int64_t count,
+                                        const float* inputs, const float* outputs, bool adds, float* gradient) {
+    constexpr int64_t WIDE = N * LANES;
+    static_assert(TOGETHER == 4, "sums of four");
+    for (int64_t j = 0; j < count; j += 2) {
+        const bool pair = j + 1 < count;
+        const float* from[2] = {inputs + columns[j] * WIDE, inputs + columns[pair ? j + 1 : j] * WIDE};
+        Floats sum[2][TOGETHER] = {};
+        for (int v = 0; v < N; v++) {
+            const Floats x[2] = {load_floats(from[0] + v * LANES), load_floats(from[1] + v * LANES)};
+            for (int i = 0; i < TOGETHER; i++) {
+                const Floats dy = load_floats(outputs + i * WIDE + v * LANES);
+                for (int c = 0; c < 2; c++) sum[c][i] = multiply_add(dy, x[c], sum[c][i]);
+            }
+        }
+        for (int c = 0; c < (pair ? 2 : 1); c++) {
+            float four[TOGETHER];
+            sums_of_four(sum[c], four);
+            for (int i = 0; i < TOGETHER; i++) {
+                float* to = gradient + begins[i] + j + c;
+                *to = adds ? *to + four[i] : four[i];
+            }
+        }
+    }
+}
+
 struct Gradient {
     const int32_t *columns, *segments;
     int64_t rows, width;
     const float *x, *dy;
     float* gradient;
+    bool together;
 
     static constexpr int64_t SCRATCH = TILE_BYTES / 4 + ROWS * MOST_VECTORS * LANES;  // floats
 
@@ -46,9 +75,14 @@ struct Gradient {
             for (int64_t r = first; r < last; r += ROWS) {
                 const int64_t until = std::min(r + ROWS, last);
                 turn_in(tile, dy, rows, r, until - r, outputs);
-                for (int64_t i = r; i < until; i++)
-                    dot_row<N>(columns, segments[s * rows + i], segments[behind * rows + i], shifted,
-                               outputs + (i - r) * N * LANES, adds, gradient);
+                const int32_t *begins = segments + s * rows, *ends = segments + behind * rows;
+                for (int64_t i = r; i < until; i += together ? TOGETHER : 1) {
+                    const float* own = outputs + (i - r) * N * LANES;
+                    if (together)
+                        dot_rows<N>(columns + begins[i], begins + i, ends[i] - begins[i], shifted, own, adds, gradient);
+                    else
+                        dot_row<N>(columns, begins[i], ends[i], shifted, own, adds, gradient);
+                }
             }
         }
     }
@@ -60,9 +94,10 @@ struct Gradient {
 // gradient[j] = sum over samples of dy[sample, row of j] * x[sample, columns[j]]; see st_spmm. Each thread has rows of
 // its own, so their number changes no bit. Returns 1 without memory.
 ST_API int32_t st_sddmm(const int32_t* starts, const int32_t* columns, const int32_t* segments, int64_t rows, int64_t width,
-                        const float* x, const float* dy, int64_t batch, float* gradient, int32_t threads) {
+                        const float* x, const float* dy, int64_t batch, float* gradient, int32_t together,
+                        int32_t threads) {
     using namespace st;
-    const Gradient product{columns, segments, rows, width, x, dy, gradient};
+    const Gradient product{columns, segments, rows, width, x, dy, gradient, together != 0};
     const int wanted = threads_for(starts[rows] * std::min<int64_t>(batch, 64) / 8 + batch * (rows + width) / 4, threads);
     std::atomic<int32_t> failed{0};
     Team::run(wanted, [&](Team& team, int member) {

@@ -36,12 +36,42 @@ __attribute__((noinline)) void add_row(const int32_t* columns, const float* valu
     }
 }
 
+// The same for TOGETHER rows that have the same columns: each vector of the tile that is loaded meets a weight of each.
+template <int N>
+__attribute__((noinline)) void add_rows(const int32_t* columns, const float* const values[TOGETHER], int64_t count,
+                                        const float* tile, float* out) {
+    constexpr int64_t WIDE = N * LANES;
+    constexpr int MOST = LANES == 16 ? 4 : 3;  // vectors at a time: with more, sums would not stay in registers
+    auto some = [&](int64_t first, auto vectors) {
+        constexpr int M = decltype(vectors)::value;
+        Floats sum[TOGETHER][M];
+        for (int i = 0; i < TOGETHER; i++)
+            for (int v = 0; v < M; v++) sum[i][v] = load_floats(out + i * WIDE + (first + v) * LANES);
+        for (int64_t j = 0; j < count; j++) {
+            const float* from = tile + columns[j] * WIDE + first * LANES;
+            Floats x[M];
+            for (int v = 0; v < M; v++) x[v] = load_floats(from + v * LANES);
+            for (int i = 0; i < TOGETHER; i++) {
+                const Floats value = all_of(values[i][j]);
+                for (int v = 0; v < M; v++) sum[i][v] = multiply_add(value, x[v], sum[i][v]);
+            }
+        }
+        for (int i = 0; i < TOGETHER; i++)
+            for (int v = 0; v < M; v++) store_floats(out + i * WIDE + (first + v) * LANES, sum[i][v]);
+    };
+    int64_t first = 0;
+    for (; first + MOST <= N; first += MOST) some(first, std::integral_constant<int, MOST>{});
+    constexpr int LEFT = N % MOST;
+    if constexpr (LEFT > 0) some(first, std::integral_constant<int, LEFT>{});
+}
+
 struct Product {
     const int32_t *starts, *columns, *segments;
     const float* values;
     int64_t rows, width;
     const float *x, *bias;
     float* y;
+    bool together;  // rows are whole groups of TOGETHER, each with the same columns
 
     // Floats of scratch that one thread needs.
     int64_t scratch() const { return TILE_BYTES / 4 + std::max(rows, ROWS) * MOST_VECTORS * LANES; }
@@ -58,6 +88,22 @@ struct Product {
         turn_all(sums, N * LANES, last - first, tile.samples, y + tile.begin * rows + first, rows);
     }
 
+    // The entries of rows first..last-1 from `begins` to `ends`.
+    template <int N>
+    void add(const int32_t* begins, const int32_t* ends, int64_t first, int64_t last, const float* tile,
+             float* sums) const {
+        if (!together) {
+            for (int64_t i = first; i < last; i++)
+                add_row<N>(columns, values, begins[i], ends[i], tile, sums + (i - first) * N * LANES);
+            return;
+        }
+        for (int64_t i = first; i < last; i += TOGETHER) {
+            const float* own[TOGETHER];
+            for (int k = 0; k < TOGETHER; k++) own[k] = values + begins[i + k];
+            add_rows<N>(columns + begins[i], own, ends[i] - begins[i], tile, sums + (i - first) * N * LANES);
+        }
+    }
+
     // The rows first..last-1 of a tile.
     template <int N>
     void run(const Tile& tile, int64_t first, int64_t last, float* memory) const {
@@ -67,8 +113,7 @@ struct Product {
             for (int64_t r = first; r < last; r += ROWS) {
                 const int64_t until = std::min(r + ROWS, last);
                 begin_rows<N>(r, until, sums);
-                for (int64_t i = r; i < until; i++)
-                    add_row<N>(columns, values, starts[i], starts[i + 1], memory, sums + (i - r) * N * LANES);
+                add<N>(starts, starts + 1, r, until, memory, sums);
                 end_rows<N>(tile, r, until, sums);
             }
             return;
@@ -78,10 +123,7 @@ struct Product {
         for (int64_t s = 0; s < count; s += each) {
             const int64_t behind = std::min(s + each, count), from = s * SEGMENT;
             turn_in(tile, x, width, from, std::min(width, behind * SEGMENT) - from, memory);
-            const float* shifted = memory - from * N * LANES;
-            for (int64_t i = first; i < last; i++)
-                add_row<N>(columns, values, segments[s * rows + i], segments[behind * rows + i], shifted,
-                           sums + (i - first) * N * LANES);
+            add<N>(segments + s * rows, segments + behind * rows, first, last, memory - from * N * LANES, sums);
         }
         for (int64_t r = first; r < last; r += ROWS)
             end_rows<N>(tile, r, std::min(r + ROWS, last), sums + (r - first) * N * LANES);
@@ -92,12 +134,13 @@ struct Product {
 }  // namespace st
 
 // y [batch, rows] = x [batch, width] W^T + bias; W's row i has `values` at ascending `columns` from starts[i] to
-// starts[i + 1], and enters columns s * 512 and behind at segments[s * rows + i]. Returns 1 without memory.
+// starts[i + 1], and enters columns s * 512 and behind at segments[s * rows + i]. With `together` rows come in
+// fours that have the same columns. Returns 1 without memory.
 ST_API int32_t st_spmm(const int32_t* starts, const int32_t* columns, const int32_t* segments, const float* values,
                        int64_t rows, int64_t width, const float* x, int64_t batch, const float* bias, float* y,
-                       int32_t threads) {
+                       int32_t together, int32_t threads) {
     using namespace st;
-    const Product product{starts, columns, segments, values, rows, width, x, bias, y};
+    const Product product{starts, columns, segments, values, rows, width, x, bias, y, together != 0};
     const int64_t tiles = tiles_of(batch);
     const int wanted = threads_for(starts[rows] * std::min<int64_t>(batch, 64) / 8 + batch * (rows + width) / 4, threads);
     std::atomic<int32_t> failed{0};

@@ -27,6 +27,7 @@ namespace st {
 
 constexpr int LANES = ST_LANES;
 constexpr int MOST_VECTORS = 8;  // of a tile's row: as many sums as hide the time that one takes
+constexpr int TOGETHER = 4;  // rows with the same columns that are worked on at a time
 constexpr int64_t SEGMENT = 512;  // columns; a pattern tells where each of its rows enters each of them
 constexpr int64_t TILE_BYTES = 1 << 18;  // of the columns that a tile holds at a time: they stay in the second cache
 
@@ -157,7 +158,7 @@ inline void turn_in(const Tile& tile, const float* batch, int64_t step, int64_t 
                  width);
 }
 
-// Where a member's part of the rows begins, when a row costs as much as its entries and `extra` more.
+// Where a member's part of the rows begins, when a row costs as much as its entries and `extra` more: at a group's.
 inline int64_t part_of_rows(const int32_t* starts, int64_t rows, int64_t extra, int64_t member, int64_t members) {
     const int64_t total = starts[rows] + rows * extra, goal = total / members * member;
     if (member == members) return rows;
@@ -167,7 +168,7 @@ inline int64_t part_of_rows(const int32_t* starts, int64_t rows, int64_t extra, 
         if (starts[middle] + middle * extra < goal) low = middle + 1;
         else high = middle;
     }
-    return low;
+    return low - low % TOGETHER;
 }
 
 // Calls body.template operator()<vectors>() for a tile's vectors.
