@@ -17,6 +17,7 @@ from sparsetrain.config.errors import JobError
 from sparsetrain.config.job import Job
 from sparsetrain.config.load import load_job
 from sparsetrain.engine.compact import CompactEngine, refusal
+from sparsetrain.engine.engine import Engine
 from sparsetrain.engine.evaluate import evaluate
 from sparsetrain.engine.state import build
 from sparsetrain.engine.trainer import Trainer
@@ -106,9 +107,9 @@ def _result(runners: Sequence[Runner], steps: int) -> dict[str, Any]:
     return {"rows": rows, "layers": _layers(runners[-1].trainer.state.engine)}
 
 
-def _layers(engine: CompactEngine) -> list[dict[str, Any]]:
+def _layers(engine: Engine) -> list[dict[str, Any]]:
     rows = []
-    for name, timed in engine.said.items():
+    for name, timed in engine.said.items() if isinstance(engine, CompactEngine) else ():
         layer = engine.layers[name]
         dense, own = timed.seconds.get("masked"), timed.seconds.get(timed.chosen)
         shape = "x".join(map(str, layer.geometry.shape))

@@ -229,5 +229,22 @@ def test_every_row_is_written_once(tmp_path, who):
         company.hire(3)
         order = [3 if number == who else number for number in range(3)]
         assert all(word == "result" for word, _ in company.group(*order).values())
-    rows = [json.loads(line)["train/step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    assert rows == [2, 4, 6, 8, 10, 12]
+    assert steps_of(tmp_path) == [2, 4, 6, 8, 10, 12]
+
+
+@pytest.mark.parametrize("row", [3, 6])
+def test_a_row_that_died_with_its_writer_is_written_again(tmp_path, row):
+    """Rank 0 has all numbers of a row and dies before it writes them; the others believe that it is done."""
+    with Company(tmp_path, *options("sgd")) as company:
+        for number in range(3):
+            company.hire(number, Fault("write", 2 * row) if number == 0 else None)
+        said = company.group(0, 1, 2)
+        assert {number: word for number, (word, _) in said.items()} == {0: "dead", 1: "lost", 2: "lost"}
+        assert steps_of(tmp_path) == [2 * n for n in range(1, row)]
+        company.hire(3)
+        assert all(word == "result" for word, _ in company.group(1, 2, 3).values())
+    assert steps_of(tmp_path) == [2, 4, 6, 8, 10, 12]
+
+
+def steps_of(folder):
+    return [json.loads(line)["train/step"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
