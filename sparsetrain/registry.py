@@ -28,7 +28,6 @@ KINDS: dict[str, dict[str, str]] = {
         "adamw": "sparsetrain.engine.optimizers:AdamW",
     },
     "way": {
-        "masked": "sparsetrain.compute.ways.masked:Masked",
         "sparse": "sparsetrain.compute.ways.sparse:Sparse",
         "block": "sparsetrain.compute.ways.block:Block",
         "smaller": "sparsetrain.compute.ways.smaller:Smaller",

@@ -13,6 +13,7 @@ import torch
 
 from sparsetrain.bench.table import render
 from sparsetrain.collective.world import World
+from sparsetrain.compute.layer import MASKED
 from sparsetrain.config.errors import JobError
 from sparsetrain.config.job import Job
 from sparsetrain.config.load import load_job
@@ -56,8 +57,8 @@ def measure(job: str, overrides: Sequence[str], compute: str, steps: int, rounds
     says. `layers` has LAYERS for each layer whose way was measured. Raises JobError for a job without masks or one that
     needs whole weights.
     """
-    if steps < 1 or rounds < 1 or threads < 1:
-        raise ValueError("want at least 1 step, 1 round and 1 thread")
+    if steps < 1 or rounds < 1 or threads < 1 or compute == "masked":
+        raise ValueError("want at least 1 step, 1 round and 1 thread, and a compute other than masked")
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     total = SETTLING + steps * rounds
@@ -111,7 +112,7 @@ def _layers(engine: Engine) -> list[dict[str, Any]]:
     rows = []
     for name, timed in engine.said.items() if isinstance(engine, CompactEngine) else ():
         layer = engine.layers[name]
-        dense, own = timed.seconds.get("masked"), timed.seconds.get(timed.chosen)
+        dense, own = timed.seconds.get(MASKED), timed.seconds.get(timed.chosen)
         shape = "x".join(map(str, layer.geometry.shape))
         speedup = dense / own if dense and own else None
         times = [1e3 * each if each else None for each in (dense, own)]

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from sparsetrain import registry
 from sparsetrain.bench.table import interleave, render
 from sparsetrain.compute.choice import Chooser
-from sparsetrain.compute.layer import Layer
+from sparsetrain.compute.layer import MASKED, Layer
 from sparsetrain.compute.layers import layers_of
 
 COLUMNS = (
@@ -27,8 +27,8 @@ Call = Callable[[], None]
 def measure(
     shapes: Sequence[tuple[int, int]], batches: Sequence[int], densities: Sequence[float], threads: int, rounds: int
 ) -> dict[str, Any]:
-    """Return {"rows", "crossings"}: a row with COLUMNS for each shape, batch, density and way that fits; and for each
-    shape and batch the density below which the way for single weights is faster than the best dense product.
+    """Return {"rows", "crossings"}: a row with COLUMNS for each shape, batch, density and way that fits, `masked` is
+    the best dense product; and for each shape and batch the density below which single weights are faster.
 
     Forward, and forward with both gradients, are timed for themselves; `speedup` is of the latter over the best fp32
     dense product, median over rounds. `ratio_to_ideal` is to the dense time times the density. `smaller` gets a mask
@@ -97,7 +97,8 @@ def _rows(shape: tuple[int, int], batch: int, density: float, threads: int, roun
     forward = interleave({name: calls[0] for name, calls in candidates.items()}, rounds)
     backward = interleave({name: calls[1] for name, calls in candidates.items()}, rounds)
     best = [[min(times[p][turn] for p in PRECISIONS) for turn in range(rounds)] for times in (forward, backward)]
-    for name in [name for name in candidates if name not in PRECISIONS]:
+    forward[MASKED], backward[MASKED] = best
+    for name in [name for name in forward if name not in PRECISIONS]:
         own = [list(zip(times[name], base, strict=True)) for times, base in zip((forward, backward), best, strict=True)]
         ahead = statistics.median(dense / each for each, dense in own[0])
         both = [(f + b, df + db) for (f, df), (b, db) in zip(*own, strict=True)]

@@ -1,4 +1,4 @@
-"""How a layer multiplies: every way that fits is timed on this machine, and the fastest one is taken."""
+"""How a layer multiplies: every way that fits is timed beside the dense product, and the fastest one is taken."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ import dataclasses
 import statistics
 import time
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from sparsetrain import registry
-from sparsetrain.compute.layer import FALLBACK, Layer
+from sparsetrain.compute.layer import MASKED, Layer
 from sparsetrain.compute.ways.base import Way
 
 ROUNDS = 3  # of all ways in turn, after one that is not counted
@@ -40,13 +41,13 @@ class Chooser:
         """Return the way for a layer with its present mask and the inputs that it has seen. Local."""
         fitting, unfit = _fitting(layer)
         if self.wanted != "auto":
-            name = self.wanted if self.wanted in fitting else FALLBACK
+            name = self.wanted if self.wanted in fitting else MASKED
             why = "as the job says" if name == self.wanted else unfit[self.wanted]
             return Timed(name, {}, why)
-        if list(fitting) == [FALLBACK]:
-            return Timed(FALLBACK, {}, "; ".join(f"{name}: {why}" for name, why in unfit.items()))
+        if not fitting:
+            return Timed(MASKED, {}, "; ".join(f"{name}: {why}" for name, why in unfit.items()))
         if not layer.seen:
-            return Timed(FALLBACK, {}, "no input has been seen")
+            return Timed(MASKED, {}, "no input has been seen")
         density = layer.pattern.density
         steps = 0 if density <= 0 else round(STEPS * torch.tensor(density).log10().item())
         key = (layer.geometry, layer.seen, torch.get_num_threads(), steps, tuple(fitting))
@@ -55,19 +56,21 @@ class Chooser:
         return self.known[key]
 
     def _measure(self, layer: Layer, fitting: dict[str, type[Way]]) -> Timed:
-        ways = {name: way(layer.geometry, layer.mask, layer.pattern) for name, way in fitting.items()}
         x, dy, values, bias = _example(layer)
-        times: dict[str, list[float]] = {name: [] for name in ways}
+        whole = layer.whole(values)
+        multiplied: dict[str, tuple[Any, Tensor]] = {MASKED: (layer.geometry, whole)}
+        multiplied |= {n: (way(layer.geometry, layer.mask, layer.pattern), values) for n, way in fitting.items()}
+        times: dict[str, list[float]] = {name: [] for name in multiplied}
         for turn in range(ROUNDS + 1):
-            for name, way in ways.items():
+            for name, (way, weight) in multiplied.items():
                 began = self.clock()
-                way.forward(x, values, bias)
-                way.backward(x, values, dy, (True, True))
+                way.forward(x, weight, bias)
+                way.backward(x, weight, dy, (True, True))
                 if turn:
                     times[name].append(self.clock() - began)
         seconds = {name: statistics.median(each) for name, each in times.items()}
         best = min(seconds, key=lambda name: seconds[name])
-        chosen = best if seconds[best] < GAIN * seconds[FALLBACK] else FALLBACK
+        chosen = best if seconds[best] < GAIN * seconds[MASKED] else MASKED
         told = ", ".join(f"{name} {each * 1e3:.2f} ms" for name, each in seconds.items())
         return Timed(chosen, seconds, f"forward and backward: {told}")
 
@@ -93,6 +96,6 @@ def _example(layer: Layer) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     x = torch.randn(layer.seen, device=device)
     values = torch.randn(layer.pattern.count, device=device)
     bias = torch.zeros(layer.geometry.outputs, device=device) if layer.module.bias is not None else None
-    dy = torch.randn_like(layer.geometry.forward(x, layer.pattern.dense(values).view(layer.geometry.shape), bias))
+    dy = torch.randn_like(layer.geometry.forward(x, layer.whole(values), bias))
     torch.set_rng_state(state)
     return x, dy, values, bias

@@ -1,4 +1,4 @@
-"""A layer of a model that multiplies by the values of its mask, in the way that was chosen for it."""
+"""A layer of a model that multiplies as it always did, or by the values of its mask in the way that was chosen."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from sparsetrain.compute.ways.base import Way
 from sparsetrain.kernels.expand import collect, expand
 from sparsetrain.kernels.pattern import Pattern
 
-FALLBACK = "masked"
+MASKED = "masked"  # no way: the module's own product, with zeros
 
 
 class Layer:
-    """Stands in for a module's forward pass while its weight is held as values [count]; with a whole weight the module
-    does what it always does.
+    """Stands in for a module's forward pass while its weight is held as values [count], as `way` wants it; with a whole
+    weight the module does what it always does. `stale`: its mask is another one than that which was chosen for.
 
     `watching`: backward also keeps what the gradient of all weights, masked or not, is made of: inputs and gradients of
     outputs, or their product where that is smaller. `seen` is the shape of the last input.
@@ -34,28 +34,41 @@ class Layer:
         self.mask = torch.ones(geometry.shape, dtype=torch.bool)
         self.pattern = Pattern.of(self.mask)
         self.way: Way | None = None
-        self.chosen = ""
+        self.chosen = MASKED
+        self.stale = True
         module.forward = self.forward
 
     def adopt(self, mask: Tensor) -> None:
-        """Follow another mask; the way has to be chosen anew."""
-        self.mask, self.pattern, self.way, self.chosen = mask, Pattern.of(mask), None, ""
+        """Follow a mask, in the same way as before where that fits, until another is chosen."""
+        if torch.equal(mask, self.mask):
+            return
+        self.mask, self.pattern = mask, Pattern.of(mask)
+        try:
+            self.choose(self.chosen)
+        except ValueError:
+            self.choose(MASKED)
+        self.stale = True
 
     def choose(self, name: str) -> None:
-        """Multiply in a way, by its name, from now on. Raises ValueError where it does not fit the mask."""
+        """Multiply in a way, by its name, from now on: one that is registered, or `masked`. Raises ValueError where it
+        does not fit the mask."""
+        self.way = None if name == MASKED else self._made(name)
+        self.chosen, self.stale = name, False
+
+    def _made(self, name: str) -> Way:
+        if name not in registry.names("way"):  # it may come from a checkpoint, which must not name code
+            raise ValueError(f"{self.name}: there is no way {name!r}")
         way = registry.load("way", name)
         if why := way.refuses(self.geometry, self.mask, self.pattern):
             raise ValueError(f"{self.name}: {name}: {why}")
-        self.way, self.chosen = way(self.geometry, self.mask, self.pattern), name
+        return way(self.geometry, self.mask, self.pattern)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return what the module gives out."""
         self.seen = tuple(x.shape)
         weight, bias = self.module.weight, self.module.bias
-        if weight.ndim > 1:
+        if weight.ndim > 1 or self.way is None:
             return self.plain(x)
-        if self.way is None:
-            self.choose(FALLBACK)
         return _Product.apply(x, weight, bias, self, self.way)
 
     def watched(self, x: Tensor, dy: Tensor) -> None:

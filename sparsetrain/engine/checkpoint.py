@@ -171,16 +171,11 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, parameters: Mapping[str,
 
 
 def load_optimizer(
-    optimizer: torch.optim.Optimizer,
-    parameters: Mapping[str, nn.Parameter],
-    tensors: Mapping[str, Tensor],
-    whole: bool,
-    shaped: Mapping[str, Tensor] | None = None,
+    optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter], tensors: Mapping[str, Tensor], whole: bool
 ) -> None:
     """Put back what `optimizer_tensors` returned; state is matched by parameter name, never by position.
 
-    `whole`: every parameter has been stepped; otherwise one that no batch has used may have no state at all. `shaped`
-    are tensors like the state of those parameters whose shape it has not. Raises
+    `whole`: every parameter has been stepped; otherwise one that no batch has used may have no state at all. Raises
     CheckpointError for state that is missing, does not fit or is not finite.
     """
     optimizer.state.clear()  # what a checkpoint that turned out unreadable has left
@@ -191,7 +186,7 @@ def load_optimizer(
         if not bool(torch.isfinite(tensor).all()):
             raise CheckpointError(f"optimizer state {key} is not finite")
         parameter = parameters[name]
-        like = (shaped or {}).get(name, parameter.detach()) if tensor.ndim else torch.zeros((), dtype=torch.float32)
+        like = parameter.detach() if tensor.ndim else torch.zeros((), dtype=torch.float32)
         optimizer.state[parameter][field] = fitting(f"optimizer state {key}", tensor, like)
     fields = {field for state in optimizer.state.values() for field in state}
     if fields:  # before the first step that was not skipped there is none

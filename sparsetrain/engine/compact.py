@@ -56,6 +56,8 @@ class CompactEngine(TorchEngine):
     a batch.
     """
 
+    packs = True
+
     def __init__(
         self,
         parts: Parts,
@@ -73,7 +75,6 @@ class CompactEngine(TorchEngine):
             layers[name].leave()
             self.others[name] = "it is small, and travels dense"
         self.layers: dict[str, Layer] = {name: layers[name] for name in names}
-        self.compact = frozenset(names)
         self.chooser = Chooser(parts.job.compute)
         self.said: dict[str, Timed] = {}
         self.first = parts.world.rank == 0
@@ -81,8 +82,18 @@ class CompactEngine(TorchEngine):
         self.changed = False
         with torch.no_grad(), unchanged(self.model):
             self.model.loss(example)  # what a choice is for depends on what comes in
-        for name in self.layers:
-            self._pack(name, self.parameters[name].data)
+        for name, layer in self.layers.items():
+            layer.adopt(masks().update(name))
+
+    @property
+    def compact(self) -> frozenset[str]:
+        """See Engine."""
+        return frozenset(name for name in self.layers if self.parameters[name].ndim == 1)
+
+    @property
+    def stale(self) -> bool:
+        """See Engine."""
+        return any(layer.stale for layer in self.layers.values())
 
     def begin(self) -> None:
         """See Engine."""
@@ -98,7 +109,7 @@ class CompactEngine(TorchEngine):
     def dense_gradient(self, name: str) -> Tensor:
         """See Engine."""
         parameter, layer = self.parameters[name], self.layers.get(name)
-        if layer is None:
+        if layer is None or layer.way is None:
             return gradient(parameter)
         dense = layer.dense_gradient()
         if dense is not None:
@@ -117,17 +128,21 @@ class CompactEngine(TorchEngine):
 
     def step(self, step: int, means: Mapping[str, Tensor], norm: float) -> None:
         """See Engine."""
-        shaped = {name: means[name].reshape(self.parameters[name].shape) for name in self.layers}
-        super().step(step, {**means, **shaped}, norm)
+        super().step(step, {**means, **{name: self.shaped(name, means[name]) for name in self.layers}}, norm)
+
+    def shaped(self, name: str, mean: Tensor) -> Tensor:
+        """See Engine."""
+        shape = self.parameters[name].shape
+        return mean.reshape(shape) if mean.numel() == shape.numel() else self.layers[name].whole(mean)
 
     @contextlib.contextmanager
     def whole(self, change: bool = False) -> Generator[None]:
         """See Engine."""
         self.depth += 1
         if self.depth == 1:
-            kept = {name: self.parameters[name].data for name in self.layers}
-            for name, layer in self.layers.items():
-                put(self.parameters[name], layer.whole(kept[name]))
+            kept = {name: self.parameters[name].data for name in self.compact}
+            for name, values in kept.items():
+                put(self.parameters[name], self.layers[name].whole(values))
         else:
             kept = {}
         self.changed = change or (self.depth > 1 and self.changed)
@@ -138,7 +153,7 @@ class CompactEngine(TorchEngine):
             if not self.depth:
                 if self.changed:
                     for name in self.layers:
-                        self._pack(name, self.parameters[name].data)
+                        self._hold(name, self.parameters[name].data)
                 else:
                     for name, values in kept.items():
                         put(self.parameters[name], values)
@@ -151,16 +166,17 @@ class CompactEngine(TorchEngine):
             before, after = old.update(name), new.update(name)
             if torch.equal(before, after):
                 continue
-            stayed, parameter = before & after, self.parameters[name]
-            if name in self.layers and not self.depth:
-                whole = torch.where(stayed, self.layers[name].whole(parameter.data), 0.0)
-                self._pack(name, whole)
-            for field, value in self.optimizer.state.get(self.parameters[name], {}).items():
-                if not torch.is_tensor(value) or not value.ndim:
-                    continue
-                state = value if name not in self.layers else spread(value, before)
-                state = moved(field, state, stayed, after)
-                self.optimizer.state[self.parameters[name]][field] = state[after] if name in self.layers else state
+            stayed, parameter, layer = before & after, self.parameters[name], self.layers.get(name)
+            if layer is not None:
+                whole = None if self.depth else torch.where(stayed, self._weight(name), 0.0)
+                layer.adopt(after)
+                if whole is not None:
+                    self._hold(name, whole)
+            state = self.optimizer.state.get(parameter, {})
+            for field, value in state.items():
+                if torch.is_tensor(value) and value.ndim:
+                    there = moved(field, spread(value, before), stayed, after)
+                    state[field] = there[after] if layer is not None and layer.way is not None else there
 
     @property
     def transitions(self) -> torch.optim.Optimizer | None:
@@ -169,50 +185,58 @@ class CompactEngine(TorchEngine):
 
     def load_state(self, tensors: Tensors, whole: bool) -> None:
         """See Engine."""
-        masks = self.masks()
-        likes = {name: torch.empty(int(masks.update(name).sum()), device=self.device) for name in self.layers}
-        load_optimizer(self.optimizer, dict(self.parameters), tensors, whole, likes)
+        load_optimizer(self.optimizer, dict(self.parameters), tensors, whole)
 
     def load(self, tensors: Tensors, source: str) -> None:
         """See Engine."""
-        masks = self.masks()
-        for name, layer in self.layers.items():
-            layer.adopt(masks.update(name))
-            put(self.parameters[name], torch.empty(layer.pattern.count, device=self.device))
         super().load(tensors, source)
 
     def choose(self) -> list[str]:
         """See Engine: rank 0 measures."""
-        undecided = [name for name, layer in self.layers.items() if layer.way is None]
-        if not undecided:
-            return []
+        undecided = [name for name, layer in self.layers.items() if layer.stale]
         found = {name: self.chooser.choose(self.layers[name]) for name in undecided} if self.first else {}
         chosen = json.loads(self.broadcast(json.dumps({n: timed.chosen for n, timed in found.items()}).encode()))
         for name in undecided:
-            self.layers[name].choose(chosen[name])
+            self._choose(name, chosen[name])
         self.said |= found
         return [f"compute: {name}: {timed.chosen}; {timed.why}" for name, timed in found.items()]
 
     def ways(self) -> dict[str, str]:
         """See Engine."""
-        return {name: layer.chosen for name, layer in self.layers.items() if layer.way is not None}
+        return {name: layer.chosen for name, layer in self.layers.items() if not layer.stale}
 
     def go_on(self, ways: Mapping[str, str]) -> None:
         """See Engine."""
-        for name, way in ways.items():
-            if name in self.layers:
-                self.layers[name].choose(way)
+        masks = self.masks()
+        for name, layer in self.layers.items():
+            layer.adopt(masks.update(name))
+            if name in ways:
+                layer.choose(ways[name])
+            size = (layer.pattern.count,) if layer.way is not None else layer.geometry.shape
+            put(self.parameters[name], torch.empty(size, device=self.device))
+
+    @torch.no_grad()
+    def _choose(self, name: str, way: str) -> None:
+        """Let a layer multiply in a way, and hold its weight and what goes by it as that wants it."""
+        layer, parameter = self.layers[name], self.parameters[name]
+        layer.choose(way)
+        if (parameter.ndim == 1) == (layer.way is not None):
+            return
+        self._hold(name, self._weight(name))
+        state = self.optimizer.state.get(parameter, {})
+        for field, value in state.items():
+            if torch.is_tensor(value) and value.ndim:
+                state[field] = value[layer.mask] if layer.way is not None else spread(value, layer.mask)
 
     def close(self) -> None:
         """See Engine."""
         for layer in self.layers.values():
             layer.leave()
 
-    def _pack(self, name: str, whole: Tensor) -> None:
-        """Hold a whole weight as the values of its present mask."""
-        mask, layer, parameter = self.masks().update(name), self.layers[name], self.parameters[name]
-        if not torch.equal(mask, layer.mask):
-            layer.adopt(mask)
-        put(parameter, layer.values(whole))
+    def _hold(self, name: str, whole: Tensor) -> None:
+        """Hold a whole weight as its layer wants it with the present mask."""
+        layer, parameter = self.layers[name], self.parameters[name]
+        layer.adopt(self.masks().update(name))
+        put(parameter, whole if layer.way is None else layer.values(whole))
         if parameter.grad is not None and parameter.grad.shape != parameter.shape:
             parameter.grad = None

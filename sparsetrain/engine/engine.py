@@ -39,12 +39,13 @@ class Engine(abc.ABC):
 
     `shards`: weights or optimizer state are spread over the ranks, so that a checkpoint's is each rank's own.
     `gathers`: so are the weights, and only inside `whole` a parameter has all of its values. `moves`: a process can
-    take what it holds into another group of ranks; else all begin anew from a checkpoint when one is lost. `compact`
-    names the weights of which only those inside the update sets are held: outside of `whole` there are no others.
+    take what it holds into another group of ranks; else all begin anew from a checkpoint when one is lost. `packs`: it
+    may hold of masked weights only those inside the update sets, see `compact`; outside of `whole` there are no others.
     """
 
     shards = False
     gathers = False
+    packs = False
     moves = True
 
     def __init__(self, parts: Parts) -> None:
@@ -52,12 +53,16 @@ class Engine(abc.ABC):
         self.parameters = parts.parameters
         self.optimizer = parts.optimizer
         self.pull = parts.pull
-        self.compact: frozenset[str] = frozenset()
 
     @classmethod
     def refuses(cls, job: Job) -> str:
         """Return why this engine does not train the job, as `path: what is wrong`; nothing where it does."""
         return ""
+
+    @property
+    def compact(self) -> frozenset[str]:
+        """Return the weights of which only those inside the update sets are held now; `packs`: there may be some."""
+        return frozenset()
 
     @abc.abstractmethod
     def begin(self) -> None:
@@ -79,16 +84,26 @@ class Engine(abc.ABC):
         """Return `gradient` in the parameter's whole shape, unmasked where `watch` has asked for it."""
         return self.gradient(name)
 
+    @property
+    def stale(self) -> bool:
+        """Return whether it is open how some layers multiply; `choose` decides."""
+        return False
+
     def choose(self) -> list[str]:
         """Decide how layers multiply where that is open, and return what rank 0 has to say about it. Collective."""
         return []
+
+    def shaped(self, name: str, mean: Tensor) -> Tensor:
+        """Return a mean gradient as the parameter is held."""
+        return mean
 
     def ways(self) -> dict[str, str]:
         """Return how layers multiply, by weight, where that was chosen."""
         return {}
 
     def go_on(self, ways: Mapping[str, str]) -> None:
-        """Let layers multiply as they did when `ways` returned this. Raises ValueError where it does not fit."""
+        """Let layers multiply as they did when `ways` returned this, with the present masks; weights have to be loaded
+        after it. Raises ValueError where it does not fit."""
         return
 
     def load(self, tensors: Tensors, source: str) -> None:

@@ -183,10 +183,10 @@ def _restore(state: RunState, source: Source, about: About, weights: Tensors) ->
         packed = source.read("masks")
         parts = {part: _under(packed, f"{part}/") for part in SHARED}
         state.masks.load_state_dict({"packed": packed, "epoch": about.mask_epoch, **parts})
+    state.engine.go_on(about.ways)
     if not state.engine.gathers:
         state.engine.load(_as_held(state, weights), source.name)
     state.sync_masks()
-    state.engine.go_on(about.ways)
     state.update.load_state(_as_held(state, source.read("outer")))
     ranks, rank = about.world_size, state.world.rank
     if state.engine.shards and ranks != state.world.size:

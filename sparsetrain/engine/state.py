@@ -185,7 +185,7 @@ def build(job: Job, world: World, calibrations: pathlib.Path | None = None, data
         every, outer, limits = job.exchange.every, job.exchange.outer, masks.limits if masks is not None else {}
         update = LocalSteps(parameters, engine, exchange, every, outer, world, mask_gradients, limits)
     state = RunState(job, world, model, data, sampler, parameters, engine, exchange, update, masks, counted)
-    if masks is not None and engine.compact:
+    if masks is not None and engine.packs:
         masks.hold(engine.weights())
     state.sync_masks()
     # Dropout and other draws differ between ranks; weights and masks are drawn above, from the shared seed.

@@ -114,7 +114,7 @@ class Trainer:
             with state.engine.whole(change=True):
                 state.masks.initialise(ModelProbe(state))
             state.sync_masks()
-        if job.compute != "masked" and not state.engine.compact:
+        if job.compute != "masked" and not state.engine.packs:
             self.log(f"compute: {job.compute} is masked here: {refusal(job)}")
         self._choose()
         self._open()
@@ -188,13 +188,13 @@ class Trainer:
         updates = masks.is_update(state.step)
         if updates and self.recovers and self.undo is None:
             self.undo = capture(state).copied()
-        touched = updates or masks.checks(state.step) or not (state.engine.gathers or state.engine.compact)
+        touched = updates or masks.checks(state.step) or not (state.engine.gathers or state.engine.packs)
         # Where masked weights are not held, others are needed whole only for who writes them: some updates, and a check
         # that takes rank 0's.
         overwrites = masks.config.agreement == "rank0" and masks.checks(state.step)
         writes = touched and (overwrites or not masks.piecewise)
         with state.engine.whole(change=True) if writes else contextlib.nullcontext():
-            if touched or state.engine.compact:
+            if touched or state.engine.packs:
                 masks.mask_weights()
             if masks.rewinding is not None and updates:
                 self._evaluate()  # what the round has come to, before its weights are gone
@@ -203,22 +203,24 @@ class Trainer:
             if report:
                 state.engine.follow(report.old, report.new)
             masks.check(state.step)
+        self._choose()
         if report:
             state.sync_masks()
         if report and report.rewound:
             state.forget()
-        self._choose()
         state.masks_due = False
         return report
 
     def _whole(self) -> contextlib.AbstractContextManager[None]:
         """Return a context in which weights can be looked at: whole, or by name where they are held compact."""
-        return contextlib.nullcontext() if self.state.engine.compact else self.state.engine.whole()
+        return contextlib.nullcontext() if self.state.engine.packs else self.state.engine.whole()
 
     def _choose(self) -> None:
         """Decide how layers multiply, where masks have left that open. Collective."""
-        for line in self.state.engine.choose():
-            self.log(line)
+        if self.state.engine.stale:
+            for line in self.state.engine.choose():
+                self.log(line)
+            self.state.sync_masks()
 
     def _conclude(self, report: Report | None) -> None:
         """Evaluate, record and save after a step, where the job says so and it has not been done. Collective."""

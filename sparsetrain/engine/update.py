@@ -232,7 +232,7 @@ class LocalSteps:
         for name, parameter in self.parameters.items():
             anchor = self.anchor[name]
             if waiting.means is not None:
-                mean = waiting.means[name].reshape(anchor.shape)
+                mean = self.engine.shaped(name, waiting.means[name])
                 anchor.sub_(self._direction(name, mean), alpha=self.outer.learning_rate)
             parameter.copy_(anchor)
         return Updated(norm, True, skipped=waiting.means is None or not waiting.finite)

@@ -3,8 +3,8 @@ import torch
 from torch import nn
 
 from sparsetrain.compute.choice import Chooser
+from sparsetrain.compute.geometry import LinearGeometry
 from sparsetrain.compute.layers import layers_of
-from sparsetrain.compute.ways.masked import Masked
 from sparsetrain.compute.ways.sparse import Sparse
 
 
@@ -22,8 +22,8 @@ class Clock:
 
     def __init__(self, monkeypatch, **seconds: float):
         self.now = 0.0
-        for way in (Masked, Sparse):
-            monkeypatch.setattr(way, "forward", self.slow(way.forward, seconds[way.__name__.lower()]))
+        for way, name in ((LinearGeometry, "masked"), (Sparse, "sparse")):
+            monkeypatch.setattr(way, "forward", self.slow(way.forward, seconds[name]))
 
     def slow(self, forward, seconds):
         def slowed(*arguments):

@@ -81,7 +81,6 @@ def test_a_way_is_the_masked_dense_layer(name, kind):
 def test_a_way_computes_in_fp32_where_the_surroundings_do_not(name):
     module = nn.Linear(16, 16)
     (layer,) = layers_of(module, ["weight"])[0].values()
-    layer.adopt(torch.ones(16, 16, dtype=torch.bool))
     layer.choose(name)
     x = torch.randn(4, 16)
     wanted = module(x)
@@ -108,10 +107,34 @@ def test_dense_gradients_of_several_passes_add_up():
     module = nn.Linear(8, 8)
     (layer,) = layers_of(module, ["weight"])[0].values()
     assert isinstance(layer, Layer)
-    layer.adopt(torch.eye(8, dtype=torch.bool))
-    put(module.weight, module.weight.data.diagonal().clone())
+    mask = torch.zeros(8, 8, dtype=torch.bool)
+    mask[:4] = True
+    layer.adopt(mask)
+    put(module.weight, module.weight.data[mask])
+    layer.choose("smaller")
     layer.watching = True
     x = torch.randn(3, 8)
     for _ in range(2):
         module(x).sum().backward()
     assert torch.allclose(layer.dense_gradient(), 2 * x.sum(0).expand(8, 8))
+
+
+def test_a_layer_stays_with_its_way_where_that_fits_the_next_mask():
+    module = nn.Linear(8, 8)
+    (layer,) = layers_of(module, ["weight"])[0].values()
+    half = torch.zeros(8, 8, dtype=torch.bool)
+    half[:4] = True
+    layer.adopt(half)
+    layer.choose("smaller")
+    layer.adopt(half.roll(2, 0))
+    assert layer.chosen == "smaller" and layer.stale
+    layer.adopt(torch.eye(8, dtype=torch.bool))
+    assert layer.chosen == "masked" and layer.way is None
+
+
+@pytest.mark.parametrize("name", ["nothing", "os:system", "sparsetrain.compute.ways.sparse:Sparse"])
+def test_only_registered_ways_can_be_named(name):
+    module = nn.Linear(8, 8)
+    (layer,) = layers_of(module, ["weight"])[0].values()
+    with pytest.raises(ValueError, match="there is no way"):
+        layer.choose(name)

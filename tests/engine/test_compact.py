@@ -64,6 +64,7 @@ def held(world: World) -> list[str]:
     trainer = Trainer(build(job(*settings), world), pathlib.Path("unused"), quiet)
     state, wrong = trainer.state, []
     assert isinstance(state.engine, CompactEngine) and list(state.engine.layers) == list(state.masks.parameters)
+    trainer._choose()
     for _ in range(9):
         trainer.train_step()
         residuals = state.exchange.state()
@@ -90,6 +91,7 @@ def test_state_follows_the_masks_as_it_does_with_whole_weights(tmp_path):
     states = {}
     for compute in ("masked", "sparse"):
         trainer = Trainer(build(job(*settings, f"compute={compute}"), World()), tmp_path / compute, quiet)
+        trainer._choose()
         for _ in range(3):
             trainer.train_step()
         states[compute] = trainer
@@ -109,7 +111,7 @@ def test_state_follows_the_masks_as_it_does_with_whole_weights(tmp_path):
         generator = torch.Generator().manual_seed(5)
         gradients = {n: torch.randn(m.shape, generator=generator) for n, m in masks.masks.items()}
         state.masks.observe(4, gradients)
-        assert state.masks.piecewise == bool(state.engine.compact)
+        assert state.masks.piecewise == state.engine.packs == bool(state.engine.compact)
         with contextlib.nullcontext() if state.masks.piecewise else state.engine.whole(change=True):
             report = state.masks.step(4, state.engine.transitions)
             state.engine.follow(report.old, report.new)
@@ -138,8 +140,7 @@ def test_a_checkpoint_is_not_of_a_way_to_compute(tmp_path, first, then):
 def test_what_was_chosen_is_chosen_again_after_a_checkpoint(tmp_path):
     settings = (*WIDE, "compute=auto", "checkpoint.every=2", "masks.every=100")
     trainer = Trainer(build(job(*settings), World()), tmp_path, quiet)
-    for layer in trainer.state.engine.layers.values():
-        layer.choose("sparse")
+    trainer.state.engine.chooser.wanted = "sparse"
     run_and_die(trainer, 2)
     trainer.recorder.close("failed")
     trainer.state.close()
@@ -177,6 +178,7 @@ def test_jobs_that_need_whole_weights_say_so_and_train(tmp_path, settings, why):
 
 def test_a_kept_graph_of_an_earlier_step_does_no_harm(tmp_path):
     trainer = Trainer(build(job(*WIDE, "compute=sparse"), World()), tmp_path, quiet)
+    trainer._choose()
     batch = trainer.state.data.train_batch(torch.arange(2))
     kept = [trainer.state.model.loss(batch)]
     for _ in range(5):
@@ -194,6 +196,7 @@ def test_growth_from_the_largest_gradients_is_growth_from_all(tmp_path):
         source = trainer.state.masks.source
         assert source.rooms is not None
         source.rooms = source.rooms if thin else None
+        trainer._choose()
         for _ in range(9):
             trainer.train_step()
             if trainer.state.step == 3:  # between what is observed and the update that it is for
@@ -217,6 +220,7 @@ def test_no_layer_is_made_whole_while_others_are(tmp_path, monkeypatch):
         most[0] = max(most[0], len(alive))
         return made
 
+    trainer._choose()
     monkeypatch.setattr(Layer, "whole", counted)
     for _ in range(6):
         trainer.train_step()
@@ -225,3 +229,25 @@ def test_no_layer_is_made_whole_while_others_are(tmp_path, monkeypatch):
     trainer.state.weights_digest()
     assert trainer.state.masks.masks.epoch == 3 and 1 <= most[0] <= 2
     trainer.close("finished")
+
+
+@pytest.mark.parametrize("settings", [("optimizer.name=adamw",), ("exchange.every=2", "exchange.outer.momentum=0.5")])
+def test_layers_change_between_whole_and_active_weights_and_back(tmp_path, settings):
+    """Moments and momentum go with them."""
+    wanted = (*WIDE, *settings, "masks.method=gmp", "exchange.regime=packed", "exchange.values=fp32")
+    straight, _ = result(wanted, tmp_path / "masked")
+    trainer = Trainer(build(job(*wanted, "compute=auto"), World()), tmp_path / "auto", quiet)
+    engine, ways, compact = trainer.state.engine, ["sparse", "masked", "sparse"], []
+    choose = engine.choose
+
+    def alternating() -> list[str]:
+        engine.chooser.wanted = ways[len(compact)]
+        said = choose()
+        compact.append(bool(engine.compact))
+        return said
+
+    engine.choose = alternating
+    found = trainer.run()
+    trainer.close("finished")
+    assert compact == [True, False, True]
+    assert found["eval/loss"] == pytest.approx(straight["eval/loss"], rel=2e-3)
