@@ -43,25 +43,19 @@ class Layer:
         if torch.equal(mask, self.mask):
             return
         self.mask, self.pattern = mask, Pattern.of(mask)
-        try:
-            self.choose(self.chosen)
-        except ValueError:
-            self.choose(MASKED)
+        self.choose(self.chosen)
         self.stale = True
 
     def choose(self, name: str) -> None:
-        """Multiply in a way, by its name, from now on: one that is registered, or `masked`. Raises ValueError where it
-        does not fit the mask."""
-        self.way = None if name == MASKED else self._made(name)
-        self.chosen, self.stale = name, False
-
-    def _made(self, name: str) -> Way:
-        if name not in registry.names("way"):  # it may come from a checkpoint, which must not name code
+        """Multiply in a registered way, by its name, from now on; as `masked` where it does not fit the mask or this
+        process, which may be without a compiler where another has one. Raises ValueError for an unknown name."""
+        if name not in (MASKED, *registry.names("way")):  # it may come from a checkpoint, which must not name code
             raise ValueError(f"{self.name}: there is no way {name!r}")
-        way = registry.load("way", name)
-        if why := way.refuses(self.geometry, self.mask, self.pattern):
-            raise ValueError(f"{self.name}: {name}: {why}")
-        return way(self.geometry, self.mask, self.pattern)
+        self.way, self.chosen, self.stale = None, MASKED, False
+        if name != MASKED:
+            way = registry.load("way", name)
+            if not way.refuses(self.geometry, self.mask, self.pattern):
+                self.way, self.chosen = way(self.geometry, self.mask, self.pattern), name
 
     def forward(self, x: Tensor) -> Tensor:
         """Return what the module gives out."""

@@ -103,7 +103,7 @@ class Engine(abc.ABC):
 
     def go_on(self, ways: Mapping[str, str]) -> None:
         """Let layers multiply as they did when `ways` returned this, with the present masks; weights have to be loaded
-        after it. Raises ValueError where it does not fit."""
+        after it. Raises ValueError for a way that is none."""
         return
 
     def load(self, tensors: Tensors, source: str) -> None:

@@ -311,8 +311,7 @@ class Trainer:
     def check_replicas(self) -> None:
         """Compare all ranks' weights, whatever the job says about masks. Raises ReplicasDiffer."""
         with self._whole():
-            weights = {name: parameter.detach() for name, parameter in self.state.parameters.items()}
-            agree_weights(weights, self.world.transport.gather_bytes, "raise")
+            agree_weights(self.state.engine.weights(), self.world.transport.gather_bytes, "raise")
 
     def _record(self, row: dict[str, float], report: Report | None) -> None:
         """Record one row of metrics, and look at its loss. Collective."""

@@ -235,7 +235,7 @@ class MaskController:
         if self.checks(step):
             self.masks = agree(self.masks, self.gather, self.config.agreement)
             everything = {**self.chooser.everything, **self.learned}
-            weights = {name: parameter.detach() for name, parameter in everything.items()}
+            weights = self.held or {name: parameter.detach() for name, parameter in everything.items()}
             agree_weights(weights, self.gather, self.config.agreement)
 
     def forward(self, step: int | None = None) -> contextlib.AbstractContextManager[None]:

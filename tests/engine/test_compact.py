@@ -1,6 +1,7 @@
 """Masked weights held as the values of their masks: the same training in less memory."""
 
 import contextlib
+import functools
 import pathlib
 import weakref
 
@@ -11,6 +12,7 @@ from small import job, run_and_die
 
 from sparsetrain.collective.world import World
 from sparsetrain.compute.layer import Layer
+from sparsetrain.compute.ways.sparse import Sparse
 from sparsetrain.engine.compact import CompactEngine, refusal
 from sparsetrain.engine.state import build
 from sparsetrain.engine.trainer import Trainer, train
@@ -251,3 +253,30 @@ def test_layers_change_between_whole_and_active_weights_and_back(tmp_path, setti
     trainer.close("finished")
     assert compact == [True, False, True]
     assert found["eval/loss"] == pytest.approx(straight["eval/loss"], rel=2e-3)
+
+
+def unlike(world: World, folder: str) -> tuple[bool, str]:
+    """Train where only rank 0 has a compiler, through a checkpoint that it has written."""
+    if world.rank:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Sparse, "refuses", classmethod(lambda *_: "no compiler"))
+            return trained(world, folder)
+    return trained(world, folder)
+
+
+def trained(world: World, folder: str) -> tuple[bool, str]:
+    settings = (*WIDE, "compute=sparse", "optimizer.name=adamw", "checkpoint.every=2", "masks.agreement_every=2")
+    trainer = Trainer(build(job(*settings), world), pathlib.Path(folder), quiet)
+    run_and_die(trainer, 6)
+    trainer.state.close()
+    trainer = Trainer(build(job(*settings), world), pathlib.Path(folder), quiet)
+    found = trainer.run()
+    compact = bool(trainer.state.engine.compact)
+    trainer.close("finished")
+    return compact, found["weights_digest"]
+
+
+@pytest.mark.timeout(120)
+def test_ranks_need_not_multiply_alike(tmp_path):
+    found = gloo_ranks(2, functools.partial(unlike, folder=str(tmp_path)))
+    assert [compact for compact, _ in found] == [True, False] and found[0][1] == found[1][1]
