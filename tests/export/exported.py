@@ -1,0 +1,54 @@
+"""Small trained runs for the tests of exports."""
+
+from __future__ import annotations
+
+import pathlib
+from typing import Any
+
+import torch
+
+from sparsetrain.collective.world import World
+from sparsetrain.config.component import NoOptions
+from sparsetrain.config.load import parse, to_yaml
+from sparsetrain.engine.trainer import train
+
+SHARED = {
+    "optimizer": {"name": "sgd", "learning_rate": 0.1},
+    "train": {"steps": 4, "batch_size": 4, "evaluate_every": 4, "evaluate_batches": 2},
+    "exchange": {"regime": "dense"},
+    "checkpoint": {"every": 2, "keep": 9},
+    "log": {"wandb": {"mode": "disabled"}},
+}
+IMAGES = "exported:Images"
+MODELS: dict[str, dict[str, Any]] = {
+    "mlp": {"model": {"name": "mlp", "hidden": [64, 32]}, "data": IMAGES},
+    "cnn": {"model": {"name": "cnn", "channels": 4, "hidden": 16}, "data": IMAGES},
+    "gpt": {
+        "model": {"name": "gpt", "layers": 2, "width": 32, "heads": 4, "context": 16},
+        "data": {"name": "text", "context": 16},
+    },
+}
+
+
+class Images:
+    """Noise in the shape of Fashion-MNIST."""
+
+    Config = NoOptions
+    train_size, eval_size = 64, 32
+
+    def __init__(self, config: NoOptions) -> None:
+        self.images = torch.randn(64, 1, 28, 28, generator=torch.Generator().manual_seed(0))
+
+    def train_batch(self, indices: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.images[indices], indices % 10
+
+    eval_batch = train_batch
+
+
+def finished(folder: pathlib.Path, model: str, masks: dict[str, Any] | None, **more: Any) -> pathlib.Path:
+    """Train a small model in this process and return its run folder, `folder/runs/MODEL`."""
+    job = parse({"name": model, **SHARED, **MODELS[model], "masks": masks, **more})
+    run = folder / "runs" / model
+    train(job, World(), run, lambda line: None)
+    (run / "job.yaml").write_text(to_yaml(job))
+    return run
