@@ -69,6 +69,7 @@ def facts(trained: Trained) -> dict[str, Any]:
 def card(trained: Trained, told: Mapping[str, Any], rows: Sequence[Row], refused: Mapping[str, str], where: str) -> str:
     """Return the card in Markdown; `where` is the machine of the latencies."""
     loss = ", ".join(f"{key} {value:.4f}" for key, value in told["evaluation"].items()) or "not evaluated at this step"
+    workers = "1 worker" if told["workers"] == 1 else f"{told['workers']} workers"
     lines = [
         f"# {told['run']}",
         "",
@@ -77,7 +78,7 @@ def card(trained: Trained, told: Mapping[str, Any], rows: Sequence[Row], refused
         "",
         "## How it was trained",
         "",
-        f"- {told['step']} steps, {told['samples']} samples, {told['workers']} workers, {told['training_s']:.1f} s",
+        f"- {told['step']} steps, {told['samples']} samples, {workers}, {told['training_s']:.1f} s",
         f"- evaluation: {loss}",
         f"- data: {_flat(told['data'])}",
         f"- optimizer: {_flat(told['job']['optimizer'])}",
@@ -87,9 +88,7 @@ def card(trained: Trained, told: Mapping[str, Any], rows: Sequence[Row], refused
         f"- digests (blake2b): weights as trained {told['weights_digest']}, masks {told['masks_digest']}",
         "",
         *_densities(told["density"]),
-        "All settings of the job:",
-        "",
-        f"```json\n{json.dumps(told['job'], indent=1)}\n```",
+        "All settings of the job are in `export.json`.",
         "",
         "## What is here",
         "",

@@ -48,5 +48,7 @@ class Format(abc.ABC):
 
 def write_weights(folder: pathlib.Path, tensors: Mapping[str, Tensor], told: Mapping[str, Any]) -> None:
     """Write tensors with what is to be known of them, as JSON, in the file's metadata. Raises OSError."""
-    metadata = {key: each if isinstance(each, str) else json.dumps(each) for key, each in told.items()}
+    metadata = {
+        key: each if isinstance(each, str) else json.dumps(each, separators=(",", ":")) for key, each in told.items()
+    }
     write_tensors(folder / WEIGHTS, tensors, {"format": "sparsetrain", "version": "1", **metadata})

@@ -138,8 +138,11 @@ def _read(path: pathlib.Path | str) -> tuple[dict[str, Tensor], dict[str, list[i
         if told.get("format") != "sparsetrain" or layout not in LAYOUTS or version != VERSION:
             raise BadExport(f"is no export of layout {', '.join(LAYOUTS)}, version {VERSION}")
         stored = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (it is no mapping)
-        shapes, tied = json.loads(told["shapes"]), json.loads(told["tied"])
-        unpacked = {name: _unpack(layout, name, _shape(name, shape), stored) for name, shape in shapes.items()}
+        shapes, tied = json.loads(told.get("shapes", "{}")), json.loads(told["tied"])
+        if layout == "compressed":
+            unpacked = _compressed(json.loads(told["tensors"]), stored)
+        else:
+            unpacked = {name: _unpack(layout, name, _shape(name, shape), stored) for name, shape in shapes.items()}
         if left := sorted(set(tied.values()) - set(stored) - set(unpacked)):
             raise BadExport(f"tied to {left[0]}, which is not there")
         return {**stored, **unpacked}, shapes, tied
@@ -151,13 +154,13 @@ def _failing(path: pathlib.Path | str) -> Iterator[None]:
         yield
     except BadExport as error:
         raise BadExport(str(error) if str(path) in str(error) else f"{path}: {error}") from error
-    except (OSError, SafetensorError, KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
+    except (OSError, SafetensorError, LookupError, ValueError, TypeError, AttributeError, RuntimeError) as error:
         reason = str(error).splitlines()[0] if str(error) else ""
         raise BadExport(f"{path}: {type(error).__name__}: {reason}") from error
 
 
 def _shape(name: str, shape: Any) -> tuple[int, ...]:
-    whole = isinstance(shape, list) and bool(shape) and all(type(part) is int and part > 0 for part in shape)
+    whole = isinstance(shape, list) and all(type(part) is int and part >= 0 for part in shape)
     if not whole or math.prod(shape) > LARGEST:
         raise BadExport(f"{name}: {str(shape)[:60]} is no shape")
     return tuple(shape)
@@ -166,8 +169,6 @@ def _shape(name: str, shape: Any) -> tuple[int, ...]:
 def _unpack(layout: str, name: str, shape: tuple[int, ...], stored: dict[str, Tensor]) -> Tensor:
     try:
         values = stored.pop(f"{name}.values")
-        if layout == "compressed":
-            return _compressed(values, stored.pop(f"{name}.positions"), shape)
         if layout == "2:4":
             return _two_four(values, stored.pop(f"{name}.places"), shape)
         return _sparse(layout, values, stored.pop(f"{name}.crow"), stored.pop(f"{name}.col"), shape)
@@ -175,13 +176,28 @@ def _unpack(layout: str, name: str, shape: tuple[int, ...], stored: dict[str, Te
         raise BadExport(f"{name}: {str(error).splitlines()[0]}") from error
 
 
-def _compressed(values: Tensor, data: Tensor, shape: tuple[int, ...]) -> Tensor:
-    if values.ndim != 1:
-        raise BadExport(f"values are {tuple(values.shape)}, not a row")
-    places = torch.from_numpy(positions(data.numpy(), values.numel(), math.prod(shape)))
-    flat = torch.zeros(math.prod(shape), dtype=values.dtype)
-    flat[places] = values
-    return flat.view(shape)
+def _compressed(groups: dict[str, list[Any]], stored: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors whose values and positions stand end to end, values by their type."""
+    data, found = stored.pop("positions").numpy(), {}
+    for kind, entries in groups.items():
+        values = stored.pop(f"values.{kind}")
+        for name, shape, *kept in entries:
+            whole = _shape(name, shape)
+            size = math.prod(whole)
+            count = kept[0] if kept else size
+            if name in found or type(count) is not int or not 0 <= count <= size or values.numel() < count:
+                raise BadExport(f"{name}: {str(count)[:20]} values of {size}, where {values.numel()} are left")
+            flat, values = values[:count], values[count:]
+            if kept:
+                length = min(elias_fano_bytes(count, size), (size + 7) // 8)
+                places, data = torch.from_numpy(positions(data[:length], count, size)), data[length:]
+                flat = torch.zeros(size, dtype=flat.dtype).index_copy_(0, places, flat)
+            found[name] = flat.view(whole)
+        if values.numel():
+            raise BadExport(f"{values.numel()} values of {kind} are left")
+    if data.size:
+        raise BadExport(f"{data.size} bytes of positions are left")
+    return found
 
 
 def _sparse(layout: str, values: Tensor, crow: Tensor, col: Tensor, shape: tuple[int, ...]) -> Tensor:

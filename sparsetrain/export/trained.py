@@ -25,6 +25,7 @@ from sparsetrain.masks.maskset import UPDATE, MaskSet
 from sparsetrain.masks.saved import check_inactive
 
 SAMPLES = 64  # at most in the batch that outputs are compared on
+LEAST = 2  # of one sample torch.export makes a program for one
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -98,7 +99,8 @@ def load_trained(run: str, step: int | None, say: Callable[[str], None]) -> Trai
             continue
         data = job.data.build()
         describe = data.describe() if hasattr(data, "describe") else {}
-        inputs = data.eval_batch(torch.arange(min(job.train.batch_size, SAMPLES, data.eval_size)))[0]
+        samples = min(max(job.train.batch_size, LEAST), SAMPLES, data.eval_size)
+        inputs = data.eval_batch(torch.arange(samples))[0]
         return Trained(
             job=job,
             folder=folder,

@@ -44,7 +44,7 @@ def export_run(run: str, options: Options) -> None:
     trained = load_trained(run, options.step, lambda line: print(line, file=sys.stderr))
     target = pathlib.Path(options.out).absolute() if options.out else trained.folder / "export"
     check_target(target)
-    refused = {name: why for name, each in formats.items() if (why := each.unfit(trained))}
+    refused = {name: why for name, each in formats.items() if (why := _unfit(each, trained))}
     _refuse_asked(refused, options)
     formats = {name: each for name, each in formats.items() if name not in refused}
     if options.dry_run:
@@ -79,6 +79,13 @@ def _formats(asked: tuple[str, ...]) -> dict[str, Format]:
     except registry.UnknownName as error:
         raise JobError(f"--format: {error}") from error
     return {name: cls(cls.Config()) for name, cls in found.items()}
+
+
+def _unfit(each: Format, trained: Trained) -> str:
+    try:
+        return each.unfit(trained)
+    except JobError as error:  # the model's couplings, say
+        return str(error)
 
 
 def _refuse_asked(refused: Mapping[str, str], options: Options) -> None:

@@ -10,7 +10,9 @@ import torch
 from sparsetrain.collective.world import World
 from sparsetrain.config.component import NoOptions
 from sparsetrain.config.load import parse, to_yaml
+from sparsetrain.engine.state import build
 from sparsetrain.engine.trainer import train
+from sparsetrain.export.trained import Trained
 
 SHARED = {
     "optimizer": {"name": "sgd", "learning_rate": 0.1},
@@ -28,6 +30,8 @@ MODELS: dict[str, dict[str, Any]] = {
         "data": {"name": "text", "context": 16},
     },
 }
+
+EXCLUDED = {"block": ["last"]}  # ten classes are not made of whole blocks
 
 
 class Images:
@@ -52,3 +56,31 @@ def finished(folder: pathlib.Path, model: str, masks: dict[str, Any] | None, **m
     train(job, World(), run, lambda line: None)
     (run / "job.yaml").write_text(to_yaml(job))
     return run
+
+
+def trained_of(model: str, structure: str, sparsity: float | None = None) -> Trained:
+    """Return a model that no run has trained, with masks of a structure."""
+    options = {"block": {"rows": 8, "columns": 8}}.get(structure, {})
+    share: dict[str, Any] = {"sparsity": 0.75 if sparsity is None else sparsity}
+    if structure == "n:m":
+        share = {"sparsity": 0.5, "distribution": "uniform"}
+    masks = {"method": "static", "structure": {"name": structure, **options}, "exclude": EXCLUDED.get(structure, [])}
+    job = parse({"name": model, **SHARED, **MODELS[model], "masks": {**masks, **share}})
+    state = build(job, World())
+    state.close()
+    assert state.masks is not None
+    state.model.eval()
+    inputs = state.data.eval_batch(torch.arange(4))[0]
+    with torch.no_grad():
+        outputs = state.model(inputs)
+    return Trained(
+        job=job,
+        folder=pathlib.Path("nowhere"),
+        checkpoint="step_00000000",
+        about=None,
+        model=state.model,
+        masks=state.masks.masks,
+        data={},
+        inputs=inputs,
+        outputs=outputs,
+    )

@@ -38,11 +38,11 @@ class Packed(Format):
         large = next((name for name, mask in trained.masks.masks.items() if mask.numel() > load.LARGEST), None)
         if large:
             return f"{large} has more than {load.LARGEST} weights"
-        return "" if self._packed(trained) else self.lacking
+        return "" if self.packed(trained) else self.lacking
 
     def write(self, trained: Trained, folder: pathlib.Path) -> None:
         """See Format."""
-        masks, written, shapes = self._packed(trained), {}, {}
+        masks, written, shapes = self.packed(trained), {}, {}
         for name, tensor in trained.tensors.items():
             if name not in masks:
                 written[name] = tensor
@@ -55,7 +55,8 @@ class Packed(Format):
         """See Format."""
         return load.attach(copy.deepcopy(trained.model), folder / WEIGHTS)
 
-    def _packed(self, trained: Trained) -> Tensors:
+    def packed(self, trained: Trained) -> Tensors:
+        """Return the masks of the tensors that are written in parts."""
         masks = trained.masks.masks
         return {name: mask for name, mask in masks.items() if not bool(mask.all()) and self.packs(mask)}
 
