@@ -24,6 +24,7 @@ SHARED = {
 IMAGES = "exported:Images"
 MODELS: dict[str, dict[str, Any]] = {
     "mlp": {"model": {"name": "mlp", "hidden": [64, 32]}, "data": IMAGES},
+    "lenet": {"model": "mlp", "data": IMAGES},
     "cnn": {"model": {"name": "cnn", "channels": 4, "hidden": 16}, "data": IMAGES},
     "gpt": {
         "model": {"name": "gpt", "layers": 2, "width": 32, "heads": 4, "context": 16},
@@ -31,7 +32,8 @@ MODELS: dict[str, dict[str, Any]] = {
     },
 }
 
-EXCLUDED = {"block": ["last"]}  # ten classes are not made of whole blocks
+# What is not made of whole blocks.
+EXCLUDED = {("block", "mlp"): ["last"], ("block", "cnn"): ["last", "second.weight"]}
 
 
 class Images:
@@ -64,7 +66,11 @@ def trained_of(model: str, structure: str, sparsity: float | None = None) -> Tra
     share: dict[str, Any] = {"sparsity": 0.75 if sparsity is None else sparsity}
     if structure == "n:m":
         share = {"sparsity": 0.5, "distribution": "uniform"}
-    masks = {"method": "static", "structure": {"name": structure, **options}, "exclude": EXCLUDED.get(structure, [])}
+    masks = {
+        "method": "static",
+        "structure": {"name": structure, **options},
+        "exclude": EXCLUDED.get((structure, model), []),
+    }
     job = parse({"name": model, **SHARED, **MODELS[model], "masks": {**masks, **share}})
     state = build(job, World())
     state.close()
