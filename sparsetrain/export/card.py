@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import platform
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -118,7 +119,7 @@ def _evaluation(trained: Trained, known: Mapping[str, Any]) -> dict[str, float]:
     result = known.get("result")
     if isinstance(result, dict) and result.get("steps") == trained.about.step:
         found = {key: value for key, value in result.items() if str(key).startswith("eval/")}
-        if numbers := {key: value for key, value in found.items() if isinstance(value, float)}:
+        if numbers := {key: value for key, value in found.items() if isinstance(value, float) and math.isfinite(value)}:
             return numbers
     return {} if trained.about.eval_loss is None else {"eval/loss": trained.about.eval_loss}
 

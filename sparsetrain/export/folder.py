@@ -30,6 +30,8 @@ def made(target: pathlib.Path) -> Generator[pathlib.Path]:
     check_target(target)
     beside, old = (target.with_name(f"{target.name}.{end}") for end in ("unfinished", "removed"))
     try:
+        if old.exists() and not target.exists():
+            old.rename(target)  # killed between the two renames below
         for rest in (beside, old):
             if rest.exists():
                 shutil.rmtree(rest)

@@ -144,8 +144,8 @@ def _restore(job: Job, model: Any, stored: Stored) -> tuple[About, MaskSet]:
     like = {name: tensor for name, tensor in parameters.items() if name in named}
     masks = MaskSet.from_packed(packed, like, about.mask_epoch)
     learned = _check_masks(job, masks, about.step)
-    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    if not learned and checkpoint.digest_of(trained) != about.weights_digest:
+    trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    if not learned and checkpoint.digest_of({name: tensors[name] for name in trained}) != about.weights_digest:
         raise CheckpointError(f"{stored.name}: weights do not have the digest that state.json names")
     check_inactive(masks, parameters)
     for name, mask in masks.masks.items():

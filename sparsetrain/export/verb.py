@@ -62,10 +62,11 @@ def export_run(run: str, options: Options) -> None:
             "formats": [dataclasses.asdict(row) for row in rows],
             "refused": refused,
         }
-        (folder / MARK).write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+        text = json.dumps(document, indent=1, default=str)  # what data tells of itself may be anything
+        (folder / MARK).write_text(f"{text}\n", encoding="utf-8")
         (folder / "README.md").write_text(card(trained, told, rows, refused, where), encoding="utf-8")
     if options.as_json:
-        print(json.dumps({"folder": str(target), **document}, indent=2))
+        print(json.dumps({"folder": str(target), **document}, indent=2, default=str))
         return
     print(f"{trained.job.name}, {trained.checkpoint}: {trained.masks.sparsity():.2%} sparse, in {target}\n")
     print(as_text(cells(rows, trained.bound_bytes)))

@@ -59,6 +59,13 @@ def here(trained, tmp_path, monkeypatch):
     return tmp_path
 
 
+@pytest.fixture
+def quick(monkeypatch):
+    """Spare the process without sparsetrain, which takes seconds."""
+    told = {"how": "load.py", "same": True, "difference": 0.0}
+    monkeypatch.setattr(verb, "alone", lambda trained, folders: dict.fromkeys(folders, told))
+
+
 def files(folder: pathlib.Path) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
 
@@ -90,22 +97,23 @@ def test_a_run_is_exported_in_all_formats_that_fit_and_each_gives_the_same_outpu
     assert not list(here.rglob("__pycache__")) and not list((here / "runs" / run).glob("export.*"))
 
 
-def test_the_loader_works_where_there_is_no_sparsetrain(here, capsys):
+def test_the_loader_works_where_there_is_no_sparsetrain(here, capsys, quick):
     assert call(capsys, "mlp", "--format", "compressed", "--format", "csr")[0] == 0
     wanted = load_trained("mlp", None, print).tensors
+    moved = here / "moved"
+    shutil.copytree(here / "runs/mlp/export", moved)
+    script = "import runpy, sys; sys.modules['sparsetrain'] = None\n"
     for name in ("compressed", "csr"):
-        folder = here / "moved" / name
-        shutil.copytree(here / "runs/mlp/export" / name, folder)
-        script = "import runpy, sys; sys.modules['sparsetrain'] = None; sys.argv = sys.argv[1:]; "
-        script += "runpy.run_path(sys.argv[0], run_name='__main__')"
-        command = [sys.executable, "-I", "-c", script, str(folder / "load.py"), str(folder / "dense.safetensors")]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
-        assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
-        found = load_file(folder / "dense.safetensors")
-        assert all(torch.equal(found[name], tensor) for name, tensor in wanted.items())
+        script += f"sys.argv = ['{moved}/{name}/load.py', '{moved}/{name}.safetensors']\n"
+        script += "runpy.run_path(sys.argv[0], run_name='__main__')\n"
+    done = subprocess.run([sys.executable, "-I", "-c", script], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    for name in ("compressed", "csr"):
+        found = load_file(moved / f"{name}.safetensors")
+        assert all(torch.equal(found[key], tensor) for key, tensor in wanted.items())
 
 
-def test_an_export_that_needs_sparsetrain_or_computes_something_else_is_found(here, capsys):
+def test_an_export_that_needs_sparsetrain_or_computes_something_else_is_found(here, capsys, quick):
     assert call(capsys, "mlp", "--format", "compressed", "--format", "csr", "--format", "safetensors")[0] == 0
     export = here / "runs/mlp/export"
     loader = export / "csr/load.py"
@@ -119,7 +127,7 @@ def test_an_export_that_needs_sparsetrain_or_computes_something_else_is_found(he
     assert "its outputs differ by" in verdict(found["safetensors"])
 
 
-def test_the_table_and_the_card(here, capsys):
+def test_the_table_and_the_card(here, capsys, quick):
     (here / "runs/mlp/env.json").write_text('{"versions": {"torch": "9.9"}}')
     code, out, _ = call(capsys, "mlp", "--format", "safetensors", "--format", "compressed")
     lines = out.splitlines()
@@ -137,7 +145,7 @@ def test_the_table_and_the_card(here, capsys):
     assert told["job"]["masks"]["sparsity"] == 0.95 and len(told["masks_digest"]) == 32
 
 
-def test_nothing_secret_is_in_the_card(here, capsys):
+def test_nothing_secret_is_in_the_card(here, capsys, quick):
     job = here / "runs/mlp/job.yaml"
     job.write_text(job.read_text().replace("exported:Images", "keeper:Kept") + "\n")
     (here / "keeper.py").write_text(
@@ -196,7 +204,7 @@ def test_mistakes_are_one_line(here, capsys):
     assert (here / "taken/mine").read_text() == "keep"
 
 
-def test_a_full_disk_leaves_the_last_export_as_it_was(here, capsys):
+def test_a_full_disk_leaves_the_last_export_as_it_was(here, capsys, quick):
     assert call(capsys, "mlp", "--format", "safetensors")[0] == 0
     before = files(here)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -208,16 +216,17 @@ def test_a_full_disk_leaves_the_last_export_as_it_was(here, capsys):
     assert line.startswith("--out: cannot write ") and files(here) == before
 
 
-def test_an_export_is_replaced_whole(here, capsys):
+def test_an_export_is_replaced_whole(here, capsys, quick):
     assert call(capsys, "mlp", "--format", "compressed", "--out", "mine")[0] == 0
     (here / "mine.unfinished").mkdir()
     (here / "mine.unfinished/rest").write_text("of one that was killed")
+    (here / "mine").rename(here / "mine.removed")  # by one that was killed between two renames
     assert call(capsys, "mlp", "--format", "safetensors", "--out", "mine")[0] == 0
     assert files(here / "mine") == ["README.md", "export.json", "safetensors/model.safetensors"]
     assert sorted(path.name for path in here.glob("mine*")) == ["mine"]
 
 
-def test_a_format_that_fails_is_left_out_with_its_reason(here, capsys, monkeypatch):
+def test_a_format_that_fails_is_left_out_with_its_reason(here, capsys, quick, monkeypatch):
     def failing(*_):
         raise RuntimeError("torch.export: no\nand more")
 
