@@ -152,7 +152,7 @@ def _times(trained: Trained, modules: Mapping[str, nn.Module]) -> dict[str, dict
 def _reason(error: Exception) -> str:
     if isinstance(error, Unfit | Differs | JobError):
         return str(error)
-    lines = str(error).strip().splitlines()
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip().splitlines()
     return f"{type(error).__name__}: {lines[0][:300] if lines else 'no reason given'}"
 
 

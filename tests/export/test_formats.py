@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import pathlib
 
 import pytest
 import torch
@@ -20,6 +21,7 @@ from sparsetrain.export.formats.two_four import TwoFour
 from sparsetrain.export.trained import Trained
 from sparsetrain.masks.maskset import MaskSet
 
+ROOT = pathlib.Path(registry.__file__).parent
 STRUCTURES = {"bsr": "block", "2:4": "n:m", "shrunk": "neuron"}
 
 
@@ -41,6 +43,7 @@ def test_what_fits_is_loaded_back_with_the_same_outputs(name, model, tmp_path):
     each.write(trained, tmp_path)
     assert (tmp_path / each.file).is_file()
     assert compare(each.read(trained, tmp_path), trained) <= 1e-5
+    assert all(str(ROOT).encode() not in path.read_bytes() for path in tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("name", sorted({*registry.names("format")} - {"safetensors", "onnx"}))

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+import logging
 import pathlib
+import warnings
+from collections.abc import Generator
 
 import torch
 from torch import Tensor, nn
 
 from sparsetrain.export.format import Format
 from sparsetrain.export.fresh import ONNX, onnx_session
+from sparsetrain.export.program import ANY_NUMBER
 from sparsetrain.export.trained import Trained
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
@@ -31,15 +36,33 @@ class Onnx(Format):
     @torch.no_grad()
     def write(self, trained: Trained, folder: pathlib.Path) -> None:
         """See Format."""
-        shapes = ({0: torch.export.Dim.AUTO},)
-        exported = torch.export.export(trained.model, (trained.inputs,), dynamic_shapes=shapes)
-        program = torch.onnx.export(exported, (trained.inputs,), dynamo=True, verbose=False)
+        with _quiet():
+            program = torch.onnx.export(
+                trained.model, (trained.inputs,), dynamo=True, verbose=False, dynamic_shapes=ANY_NUMBER
+            )
         assert program is not None
-        (folder / ONNX).write_bytes(program.model_proto.SerializeToString())
+        model = program.model_proto
+        for graph in (model.graph, *model.functions):
+            for node in graph.node:
+                del node.metadata_props[:]  # stack traces, with paths of this machine
+        (folder / ONNX).write_bytes(model.SerializeToString())
 
     def read(self, trained: Trained, folder: pathlib.Path) -> nn.Module:
         """See Format."""
         return _Session(folder / ONNX)
+
+
+@contextlib.contextmanager
+def _quiet() -> Generator[None]:
+    """Keep to itself what torch's exporter says of its own code and of packages that nobody asked for."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
 
 
 class _Session(nn.Module):
