@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import pathlib
+import types
 from typing import Any
 
 import torch
+from torch import nn
 
 from sparsetrain.collective.world import World
 from sparsetrain.config.component import NoOptions
+from sparsetrain.config.coupling import Coupling, Slice
 from sparsetrain.config.load import parse, to_yaml
 from sparsetrain.engine.state import build
 from sparsetrain.engine.trainer import train
 from sparsetrain.export.trained import Trained
+from sparsetrain.masks.maskset import MaskSet
 
 SHARED = {
     "optimizer": {"name": "sgd", "learning_rate": 0.1},
@@ -90,3 +94,38 @@ def trained_of(model: str, structure: str, sparsity: float | None = None) -> Tra
         inputs=inputs,
         outputs=outputs,
     )
+
+
+class Two(nn.Module):
+    """Two linear layers with something between them."""
+
+    def __init__(self, between: nn.Module, norm: tuple[Slice, ...] = ()) -> None:
+        super().__init__()
+        self.first, self.between, self.last = nn.Linear(6, 8), between, nn.Linear(8, 3)
+        self.norm = norm
+
+    def couplings(self) -> list[Coupling]:
+        makes = (Slice("first.weight"), Slice("first.bias"), *self.norm)
+        return [Coupling(name="hidden", kind="neuron", units=8, makes=makes, reads=(Slice("last.weight", axis=1),))]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(self.between(self.first(x)))
+
+
+def two_layers(model: nn.Module, out_rows: list[int], out_columns: list[int]) -> Trained:
+    """Return it with neurons that have nothing coming in and no bias, and others that have nothing going out."""
+    torch.manual_seed(0)
+    masks = {"first.weight": torch.ones(8, 6).bool(), "last.weight": torch.ones(3, 8).bool()}
+    masks["first.weight"][out_rows] = False
+    masks["last.weight"][:, out_columns] = False
+    with torch.no_grad():
+        for name, mask in masks.items():
+            model.get_parameter(name).mul_(mask)
+        model.get_parameter("first.bias")[out_rows] = 0.0
+    inputs = torch.randn(5, 6)
+    outputs = model.eval()(inputs).detach()
+    job = types.SimpleNamespace(model=types.SimpleNamespace(name="two"))
+    return Trained(
+        job=job, folder=None, checkpoint="", about=None, model=model, masks=MaskSet(masks), data={}, inputs=inputs,
+        outputs=outputs,
+    )  # fmt: skip

@@ -7,7 +7,8 @@ import pathlib
 
 import pytest
 import torch
-from exported import trained_of
+from exported import Two, trained_of, two_layers
+from torch import nn
 
 from sparsetrain import registry
 from sparsetrain.config.component import NoOptions
@@ -77,6 +78,16 @@ def test_tied_weights_are_written_once(tmp_path):
     Compressed(NoOptions()).write(trained, tmp_path)
     assert "head.weight" not in load.tensors(tmp_path / WEIGHTS)
     assert torch.equal(load.state_dict(tmp_path / WEIGHTS)["head.weight"], trained.model.embed.weight)
+
+
+def test_what_a_batch_norm_has_seen_is_written_too(tmp_path):
+    model = Two(nn.BatchNorm1d(8))
+    model(torch.randn(20, 6))
+    trained = two_layers(model, [1], [2])
+    Compressed(NoOptions()).write(trained, tmp_path)
+    found = load.state_dict(tmp_path / WEIGHTS)
+    assert {"between.num_batches_tracked", "between.running_var"} <= set(found)
+    assert all(torch.equal(tensor, found[name]) for name, tensor in model.state_dict().items())
 
 
 def test_linear_layers_multiply_by_what_is_stored_sparse(tmp_path):

@@ -4,64 +4,26 @@ from __future__ import annotations
 
 import json
 import pathlib
-import types
 import zipfile
 
 import pytest
 import torch
-from exported import trained_of
+from exported import Two, trained_of, two_layers
 from torch import nn
 
 from sparsetrain import registry
 from sparsetrain.config.component import NoOptions
-from sparsetrain.config.coupling import Coupling, Slice
+from sparsetrain.config.coupling import Slice
 from sparsetrain.export.format import WEIGHTS, Unfit
 from sparsetrain.export.formats.shrunk import CONFIG, Shrunk
 from sparsetrain.export.program import PROGRAM
 from sparsetrain.export.shrink import kept_units, without
-from sparsetrain.export.trained import Trained
-from sparsetrain.masks.maskset import MaskSet
 
 ROOT = pathlib.Path(registry.__file__).parent
 
 
-class Two(nn.Module):
-    """Two linear layers with something between them."""
-
-    def __init__(self, between: nn.Module, norm: tuple[Slice, ...] = ()) -> None:
-        super().__init__()
-        self.first, self.between, self.last = nn.Linear(6, 8), between, nn.Linear(8, 3)
-        self.norm = norm
-
-    def couplings(self) -> list[Coupling]:
-        makes = (Slice("first.weight"), Slice("first.bias"), *self.norm)
-        return [Coupling(name="hidden", kind="neuron", units=8, makes=makes, reads=(Slice("last.weight", axis=1),))]
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.last(self.between(self.first(x)))
-
-
-def trained(model: nn.Module, out_rows: list[int], out_columns: list[int]) -> Trained:
-    """Return it with neurons that have nothing coming in and no bias, and others that have nothing going out."""
-    torch.manual_seed(0)
-    masks = {"first.weight": torch.ones(8, 6).bool(), "last.weight": torch.ones(3, 8).bool()}
-    masks["first.weight"][out_rows] = False
-    masks["last.weight"][:, out_columns] = False
-    with torch.no_grad():
-        for name, mask in masks.items():
-            model.get_parameter(name).mul_(mask)
-        model.get_parameter("first.bias")[out_rows] = 0.0
-    inputs = torch.randn(5, 6)
-    outputs = model.eval()(inputs).detach()
-    job = types.SimpleNamespace(model=types.SimpleNamespace(name="two"))
-    return Trained(
-        job=job, folder=None, checkpoint="", about=None, model=model, masks=MaskSet(masks), data={}, inputs=inputs,
-        outputs=outputs,
-    )  # fmt: skip
-
-
 def test_what_nothing_comes_into_or_goes_out_of_is_taken_out(tmp_path):
-    what = trained(Two(nn.ReLU()), out_rows=[1, 2], out_columns=[2, 5])
+    what = two_layers(Two(nn.ReLU()), out_rows=[1, 2], out_columns=[2, 5])
     shrunk = Shrunk(NoOptions())
     assert shrunk.unfit(what) == ""
     shrunk.write(what, tmp_path)
@@ -73,30 +35,30 @@ def test_what_nothing_comes_into_or_goes_out_of_is_taken_out(tmp_path):
 
 def test_what_comes_out_of_nothing_stays_where_it_is_not_zero(tmp_path):
     # Sigmoid of 0 is 1/2: that neuron is a constant, not nothing.
-    what = trained(Two(nn.Sigmoid()), out_rows=[1], out_columns=[5])
+    what = two_layers(Two(nn.Sigmoid()), out_rows=[1], out_columns=[5])
     Shrunk(NoOptions()).write(what, tmp_path)
     assert json.loads((tmp_path / CONFIG).read_text())["units"]["hidden"]["now"] == 7
 
 
 def test_a_bias_that_is_not_zero_keeps_its_neuron():
-    what = trained(Two(nn.ReLU()), out_rows=[1], out_columns=[])
+    what = two_layers(Two(nn.ReLU()), out_rows=[1], out_columns=[])
     assert len(kept_units(what, what.model.couplings(), silent=True)["hidden"]) == 7
     with torch.no_grad():
         what.model.first.bias[1] = 0.5
-    what = trained(what.model, out_rows=[], out_columns=[])
+    what = two_layers(what.model, out_rows=[], out_columns=[])
     what.masks.masks["first.weight"][1] = False
     assert len(kept_units(what, what.model.couplings(), silent=True)["hidden"]) == 8
 
 
 def test_an_active_weight_that_happens_to_be_zero_is_no_mask():
-    what = trained(Two(nn.ReLU()), out_rows=[], out_columns=[])
+    what = two_layers(Two(nn.ReLU()), out_rows=[], out_columns=[])
     with torch.no_grad():
         what.model.last.weight[:, 3] = 0.0
     assert len(kept_units(what, what.model.couplings(), silent=False)["hidden"]) == 8
 
 
 def test_one_unit_always_stays():
-    what = trained(Two(nn.ReLU()), out_rows=list(range(8)), out_columns=list(range(8)))
+    what = two_layers(Two(nn.ReLU()), out_rows=list(range(8)), out_columns=list(range(8)))
     assert kept_units(what, what.model.couplings(), silent=True)["hidden"].tolist() == [0]
 
 
@@ -106,7 +68,7 @@ def test_what_a_batch_norm_has_seen_goes_along(tmp_path):
         model.between.running_mean.normal_()
         model.between.running_var.uniform_(0.5, 2.0)
         model.between.bias.normal_()
-    what = trained(model, out_rows=[], out_columns=[0, 4])
+    what = two_layers(model, out_rows=[], out_columns=[0, 4])
     Shrunk(NoOptions()).write(what, tmp_path)
     small = without(model, model.couplings(), kept_units(what, model.couplings(), silent=False))
     assert small.get_buffer("between.running_mean").shape == (6,)
@@ -115,7 +77,7 @@ def test_what_a_batch_norm_has_seen_goes_along(tmp_path):
 
 def test_a_norm_over_the_units_is_refused_with_a_reason(tmp_path):
     model = Two(nn.LayerNorm(8), (Slice("between.weight"), Slice("between.bias")))
-    what = trained(model, out_rows=[], out_columns=[0, 4])
+    what = two_layers(model, out_rows=[], out_columns=[0, 4])
     with pytest.raises(Unfit, match="counts on the number of its units"):
         Shrunk(NoOptions()).write(what, tmp_path)
 
