@@ -8,6 +8,7 @@ output, by folder: `how` it was loaded, `same` (its tensors are the run's bit fo
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import json
 import math
@@ -36,8 +37,7 @@ def difference(found: Tensor, wanted: Tensor) -> float:
 
 def onnx_session(path: pathlib.Path) -> Callable[[Tensor], Tensor]:
     """Return what an ONNX file makes of inputs, by onnxruntime on a CPU with as many threads as torch has."""
-    import onnxruntime
-
+    onnxruntime: Any = importlib.import_module("onnxruntime")  # not there for most
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])

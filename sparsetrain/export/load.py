@@ -15,7 +15,7 @@ import math
 import pathlib
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import Any
 
 import numpy as np
@@ -149,7 +149,7 @@ def _read(path: pathlib.Path | str) -> tuple[dict[str, Tensor], dict[str, list[i
 
 
 @contextlib.contextmanager
-def _failing(path: pathlib.Path | str) -> Iterator[None]:
+def _failing(path: pathlib.Path | str) -> Generator[None]:
     try:
         yield
     except BadExport as error:

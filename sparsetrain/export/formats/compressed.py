@@ -42,7 +42,8 @@ class Compressed(Packed):
         positions = [torch.empty(0, dtype=torch.uint8)]
         for name, tensor in trained.tensors.items():
             kind = str(tensor.dtype).removeprefix("torch.")
-            flat, entry = tensor.flatten(), [name, list(tensor.shape)]
+            flat = tensor.flatten()
+            entry: list[Any] = [name, list(tensor.shape)]
             if name in masks:
                 parts = self.parts(tensor, masks[name])
                 flat = parts["values"]
