@@ -21,6 +21,7 @@ from sparsetrain.export.format import WEIGHTS
 from sparsetrain.export.formats.compressed import Compressed
 from sparsetrain.export.formats.matrices import BSR, CSR
 from sparsetrain.export.formats.two_four import TwoFour
+from sparsetrain.kernels import index_code
 
 PACKED = {"compressed": Compressed, "csr": CSR, "bsr": BSR, "2:4": TwoFour}
 MASKS = {"compressed": "unstructured", "csr": "unstructured", "bsr": "block", "2:4": "n:m"}
@@ -37,6 +38,14 @@ def test_positions_come_back(size, density, seed):
     count = int(mask.sum())
     assert torch.equal(torch.from_numpy(load.positions(data, count, size)), torch.nonzero(mask).flatten())
     assert len(data) == min(load.elias_fano_bytes(count, size), (size + 7) // 8)
+
+
+@pytest.mark.parametrize("sparsity", [0.9, 0.95, 0.99, 0.999, 0.9999])
+@pytest.mark.parametrize("size", [1000, 1 << 16, 1 << 26, load.LARGEST])
+def test_sparse_masks_are_elias_fano_and_no_bitmap(size, sparsity):
+    count = round(size * (1 - sparsity))
+    assert load.elias_fano_bytes(count, size) < size / 8
+    assert load.elias_fano_bytes(count, size) == index_code.elias_fano_bytes(count, size)
 
 
 @pytest.mark.parametrize("count", [1, 9, 900])
