@@ -19,8 +19,8 @@ from sparsetrain.worker.record import environment
 TOLD = ("seed", "model", "data", "optimizer", "engine", "train", "exchange", "masks")
 HOW = {
     "safetensors": "`safetensors.torch.load_file('{file}')`: tensors by name, dense.",
-    "load.py": "`load.py` beside it: `load.state_dict()` gives tensors by name, dense; `load.attach(model)` fills a "
-    "model, whose linear layers then multiply by what is stored sparse.",
+    "load.py": "`load.py` beside it: `load.state_dict()` gives tensors by name, dense, `load.tensors()` as they are "
+    "stored; `load.attach(model)` fills a model.",
     "torch.export.load": "`torch.export.load('program.pt2').module()(x)` where the model's class is not there; its "
     "tensors are in `{file}`, its sizes in `config.json`.",
     "onnxruntime": "`onnxruntime.InferenceSession('{file}')`.",

@@ -247,6 +247,13 @@ def test_a_model_without_masks_is_dense_alone(tmp_path, monkeypatch, capsys):
     assert told["refused"]["compressed"] == "the run has no masks"
 
 
+def test_checkpoints_behind_a_url_are_exported_too(tmp_path, monkeypatch, capsys):
+    finished(tmp_path, "mlp", RIGL, checkpoint={"url": f"file://{tmp_path}/far"})
+    monkeypatch.chdir(tmp_path)
+    assert not (tmp_path / "runs/mlp/checkpoints").exists()
+    assert "compressed" in json.loads(call(capsys, "mlp", "--dry-run", "--json")[1])["formats"]
+
+
 def test_what_counts_is_what_evaluation_sees(tmp_path, monkeypatch):
     # Top-KAST trains more weights than its forward pass has.
     run = finished(tmp_path, "mlp", {"method": "topkast", "sparsity": 0.9, "every": 2, "end": 1.0})
