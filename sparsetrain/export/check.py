@@ -69,7 +69,8 @@ def verdict(found: Mapping[str, Any]) -> str:
 
 
 def _asked(probe: pathlib.Path, folders: list[str]) -> dict[str, Any]:
-    command = [sys.executable, "-I", "-B", fresh.__file__, str(probe), *folders]
+    # Torch may be where -I would not look; sparsetrain is kept out by fresh itself.
+    command = [sys.executable, "-P", "-B", fresh.__file__, str(probe), *folders]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, check=True)
         return json.loads(done.stdout.splitlines()[-1])

@@ -1,6 +1,6 @@
 """Loads exports where sparsetrain cannot be imported, and says how far their outputs are from the run's.
 
-Started as `python -I -B fresh.py PROBE FOLDER...`. PROBE holds probe.safetensors (input, output, and under state/ the
+Started as `python -P -B fresh.py PROBE FOLDER...`. PROBE holds probe.safetensors (input, output, and under state/ the
 dense tensors) and, where torch.export could write it, the model's program.pt2. One JSON mapping goes to standard
 output, by folder: `how` it was loaded, `same` (its tensors are the run's bit for bit; null: they are not meant to be),
 `difference` of the outputs (null: no program to compute them with), or `error`.

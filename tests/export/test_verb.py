@@ -13,7 +13,7 @@ import sys
 import pytest
 import torch
 from exported import finished
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from stores import damage
 
 from sparsetrain.cli import main
@@ -25,6 +25,33 @@ from sparsetrain.registry import names
 
 RIGL = {"method": "rigl", "sparsity": 0.95, "every": 2, "end": 1.0}
 NEURONS = {"method": "magnitude", "structure": "neuron", "sparsity": 0.5, "every": 2, "end": 1.0}
+
+
+# What somebody does who has torch, safetensors and numpy: the tensors, and a model of plain torch with what is stored.
+PLAIN = """
+import runpy, sys
+sys.modules["sparsetrain"] = None
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Linear(784, 64), nn.Linear(64, 32), nn.Linear(32, 10)])
+    def forward(self, x):
+        x = self.layers[0](x.flatten(1)).relu()
+        return self.layers[2](self.layers[1](x).relu())
+
+folder = sys.argv[1]
+probe = load_file(folder + "/probe.safetensors")
+for name in ("compressed", "csr"):
+    path = f"{folder}/{name}/load.py"
+    sys.argv = [path, f"{folder}/{name}.safetensors"]
+    runpy.run_path(path, run_name="__main__")
+    net = runpy.run_path(path)["attach"](Net())
+    print(name, type(net.layers[0]).__name__, bool((net(probe["x"]) - probe["y"]).abs().max() < 1e-5))
+"""
 
 
 def call(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
@@ -99,18 +126,16 @@ def test_a_run_is_exported_in_all_formats_that_fit_and_each_gives_the_same_outpu
 
 def test_the_loader_works_where_there_is_no_sparsetrain(here, capsys, quick):
     assert call(capsys, "mlp", "--format", "compressed", "--format", "csr")[0] == 0
-    wanted = load_trained("mlp", None, print).tensors
+    wanted = load_trained("mlp", None, print)
     moved = here / "moved"
     shutil.copytree(here / "runs/mlp/export", moved)
-    script = "import runpy, sys; sys.modules['sparsetrain'] = None\n"
-    for name in ("compressed", "csr"):
-        script += f"sys.argv = ['{moved}/{name}/load.py', '{moved}/{name}.safetensors']\n"
-        script += "runpy.run_path(sys.argv[0], run_name='__main__')\n"
-    done = subprocess.run([sys.executable, "-I", "-c", script], capture_output=True, text=True, timeout=60)
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    save_file({"x": wanted.inputs, "y": wanted.outputs}, moved / "probe.safetensors")
+    command = [sys.executable, "-I", "-c", PLAIN, str(moved)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "compressed Linear True\ncsr SparseLinear True\n", "")
     for name in ("compressed", "csr"):
         found = load_file(moved / f"{name}.safetensors")
-        assert all(torch.equal(found[key], tensor) for key, tensor in wanted.items())
+        assert all(torch.equal(found[key], tensor) for key, tensor in wanted.tensors.items())
 
 
 def test_an_export_that_needs_sparsetrain_or_computes_something_else_is_found(here, capsys, quick):
