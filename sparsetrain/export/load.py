@@ -185,7 +185,9 @@ def _compressed(groups: dict[str, list[Any]], stored: dict[str, Tensor]) -> dict
             whole = _shape(name, shape)
             size = math.prod(whole)
             count = kept[0] if kept else size
-            if name in found or type(count) is not int or not 0 <= count <= size or values.numel() < count:
+            if name in found or len(kept) > 1:
+                raise BadExport(f"{name}: is there twice, or says more than its shape and count")
+            if type(count) is not int or not 0 <= count <= size or values.numel() < count:
                 raise BadExport(f"{name}: {str(count)[:20]} values of {size}, where {values.numel()} are left")
             flat, values = values[:count], values[count:]
             if kept:

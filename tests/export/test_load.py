@@ -148,7 +148,8 @@ WRONG = {
     "a huge shape": (lambda told: entries(told, lambda rows: rows[0].__setitem__(1, [1 << 40])), "is no shape"),
     "a count": (lambda told: entries(told, lambda rows: rows[0].__setitem__(2, 10**9)), "1000000000 values of "),
     "a float": (lambda told: entries(told, lambda rows: rows[0].__setitem__(2, 0.5)), "0.5 values of"),
-    "twice": (lambda told: entries(told, lambda rows: rows.append(rows[-1])), "layers"),
+    "twice": (lambda told: entries(told, lambda rows: rows.append(rows[-1])), "is there twice"),
+    "one word more": (lambda told: entries(told, lambda rows: rows[0].append(1)), "says more than its shape"),
     "one less": (lambda told: entries(told, lambda rows: rows.pop()), "values of float32 are left"),
     "another kind": (lambda told: told.update(tensors='{"int8": []}'), "KeyError"),
 }
