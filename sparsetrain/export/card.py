@@ -159,4 +159,5 @@ def _masks(tree: Mapping[str, Any] | None, epoch: int) -> str:
 
 
 def _flat(tree: Mapping[str, Any]) -> str:
-    return ", ".join(f"{key} {value}" for key, value in tree.items()) or "unknown"
+    # A run folder's files could hold anything: here it is one line.
+    return " ".join(", ".join(f"{key} {value}" for key, value in tree.items()).split()) or "unknown"

@@ -153,7 +153,7 @@ def test_an_export_that_needs_sparsetrain_or_computes_something_else_is_found(he
 
 
 def test_the_table_and_the_card(here, capsys, quick):
-    (here / "runs/mlp/env.json").write_text('{"versions": {"torch": "9.9"}}')
+    (here / "runs/mlp/env.json").write_text('{"versions": {"torch": "9.9\\n\\n# Ours"}}')
     code, out, _ = call(capsys, "mlp", "--format", "safetensors", "--format", "compressed")
     lines = out.splitlines()
     assert code == 0 and lines[0].startswith("mlp, step_00000004: 95.00% sparse, in ")
@@ -162,7 +162,12 @@ def test_the_table_and_the_card(here, capsys, quick):
     text = (here / "runs/mlp/export/README.md").read_text()
     about = json.loads((here / "runs/mlp/checkpoints/step_00000004/state.json").read_text())
     for words in (
-        *("# mlp\n", "rigl to sparsity 0.95, unstructured, erk, epoch 1", "4 steps, 16 samples, 1 worker", "torch 9.9"),
+        *(
+            "# mlp\n",
+            "rigl to sparsity 0.95, unstructured, erk, epoch 1",
+            "4 steps, 16 samples, 1 worker",
+            "torch 9.9 # Ours (trained)",
+        ),
         *(about["weights_digest"], "`layers.0.weight` | 0.0", "eval/loss ", "load.py", "name sgd, learning_rate 0.1"),
     ):
         assert words in text, words
