@@ -27,6 +27,11 @@ KINDS: dict[str, dict[str, str]] = {
         "sgd": "sparsetrain.engine.optimizers:SGD",
         "adamw": "sparsetrain.engine.optimizers:AdamW",
     },
+    "way": {
+        "sparse": "sparsetrain.compute.ways.sparse:Sparse",
+        "block": "sparsetrain.compute.ways.block:Block",
+        "smaller": "sparsetrain.compute.ways.smaller:Smaller",
+    },
     "sparsifier": {
         "topk": "sparsetrain.gradient.sparsifiers.topk:TopK",
         "threshold": "sparsetrain.gradient.sparsifiers.threshold:Threshold",
@@ -158,6 +163,7 @@ METHODS: dict[str, tuple[str, ...]] = {
     "model": ("loss",),
     "data": ("train_batch", "eval_batch"),
     "optimizer": ("optimizer",),
+    "way": ("refuses", "forward", "backward"),
     "sparsifier": ("select",),
     "error_feedback": ("select", "keep", "commit"),
     "collective": ("exchange", "volume"),

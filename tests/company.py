@@ -25,6 +25,7 @@ from sparsetrain.engine.trainer import Trainer
 from sparsetrain.gradient import handover
 from sparsetrain.gradient.exchange import GradientExchange
 from sparsetrain.masks.controller import MaskController
+from sparsetrain.track.sink import Tracker
 from sparsetrain.worker.environment import Place
 from sparsetrain.worker.session import Session
 
@@ -41,6 +42,7 @@ POINTS = {
     "evaluate": (Trainer, "_evaluate", "before"),
     "record": (Trainer, "_record", "before"),
     "recorded": (Trainer, "_record", "after"),
+    "write": (Tracker, "log", "before"),
     "end": (Trainer, "run", "after"),
 }
 

@@ -11,7 +11,7 @@ ARROWS = {
     "export": {"launch", "bench", "worker", "engine", "masks", "kernels", "track"},
     "doctor": {"worker", "track", "kernels"},
     "plan": {"engine", "gradient", "masks", "collective", "kernels", "models", "data", "track"},
-    "bench": {"plan", "launch", "engine", "gradient", "masks", "collective", "kernels", "models", "data"},
+    "bench": {"plan", "launch", "engine", "gradient", "masks", "collective", "compute", "kernels", "models", "data"},
     "launch": {"worker", "track", "doctor"},
     "worker": {"engine", "collective"},
     "engine": {"gradient", "masks", "collective", "compute", "models", "data", "track"},

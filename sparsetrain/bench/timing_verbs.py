@@ -40,6 +40,60 @@ def bench_select(
         plot.select(rows, picture)
 
 
+@bench.command("compute")
+@click.option("--layer", "layers", multiple=True, default=("4096x1024",), show_default=True, help="OUTPUTSxINPUTS.")
+@click.option("--batch", "batches", type=int, multiple=True, default=(1024, 32), show_default=True)
+@click.option(
+    "--density", "densities", type=float, multiple=True, default=(0.5, 0.2, 0.1, 0.05, 0.02), show_default=True
+)
+@click.option("--threads", type=int, default=1, show_default=True, help="Cores that a product may take.")
+@click.option("--rounds", type=int, default=5, show_default=True, help="Turns of each candidate.")
+@as_json_option
+def bench_compute(
+    layers: tuple[str, ...],
+    batches: tuple[int, ...],
+    densities: tuple[float, ...],
+    threads: int,
+    rounds: int,
+    as_json: bool,
+) -> None:
+    """Time every way to multiply by sparse weights against the best dense product, forward and backward."""
+    from sparsetrain.bench.compute import measure, show
+
+    shapes = []
+    for layer in layers:
+        outputs, _, inputs = layer.partition("x")
+        if not outputs.isdecimal() or not inputs.isdecimal():
+            raise JobError(f"bench compute: --layer {layer}: must be two whole numbers, 4096x1024 say")
+        shapes.append((int(outputs), int(inputs)))
+    try:
+        result = measure(shapes, batches, densities, threads, rounds)
+    except ValueError as error:
+        raise JobError(f"bench compute: {error}") from error
+    click.echo(json.dumps(result, indent=2) if as_json else show(result))
+
+
+@bench.command("acceleration")
+@click.argument("job", default="fashion_mnist")
+@click.argument("overrides", nargs=-1)
+@click.option("--compute", default="auto", show_default=True, help="What the sparse run's compute is.")
+@click.option("--steps", type=int, default=10, show_default=True, help="Of each run in a turn.")
+@click.option("--rounds", type=int, default=5, show_default=True, help="Turns of each run.")
+@click.option("--threads", type=int, default=2, show_default=True, help="Cores that a step may take.")
+@as_json_option
+def bench_acceleration(
+    job: str, overrides: tuple[str, ...], compute: str, steps: int, rounds: int, threads: int, as_json: bool
+) -> None:
+    """Time whole training steps of a job: dense, masked dense, and with sparse compute; and count what is held."""
+    from sparsetrain.bench.acceleration import measure, show
+
+    try:
+        result = measure(job, overrides, compute, steps, rounds, threads)
+    except ValueError as error:
+        raise JobError(f"bench acceleration: {error}") from error
+    click.echo(json.dumps(result, indent=2) if as_json else show(result))
+
+
 @bench.command("codec")
 @click.option("--density", "densities", type=float, multiple=True, default=(0.001, 0.01, 0.1), show_default=True)
 @click.option("--rounds", type=int, default=5, show_default=True, help="Turns of each code.")

@@ -247,6 +247,9 @@ class Job:
     optimizer: Annotated[Component, Named("optimizer", "adamw")] = "adamw"  # pyrefly: ignore[bad-assignment]
     # Who holds weights and optimizer state, and takes the steps.
     engine: Annotated[Component, Named("engine", "torch")] = "torch"  # pyrefly: ignore[bad-assignment]
+    # How masked layers multiply: as dense ones with zeros, or by their active weights alone, which are all that is held
+    # then: in the way that is measured to be the fastest (auto), or in one by its name.
+    compute: Literal["masked", "auto", "sparse", "block", "smaller"] = "masked"
     train: Train = Train()
     exchange: Exchange = Exchange()
     masks: Masks | None = None  # None: dense weights

@@ -126,6 +126,7 @@ class About:
     regimes: list[RegimeName] = dataclasses.field(default_factory=list)  # of each bucket, where they were chosen
     position: Annotated[int, Field(ge=0)] | None = None  # in the data; None: `samples`
     order: Count = 0  # of the data, see Sampler
+    ways: dict[str, str] = dataclasses.field(default_factory=dict)  # how layers multiply, where that was chosen
     eval_loss: float | None = None  # of the evaluation at this very step
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from sparsetrain.collective.world import World
 from sparsetrain.config.job import Job
-from sparsetrain.engine.checkpoint import Tensors, load_optimizer, model_tensors, optimizer_tensors
+from sparsetrain.engine.checkpoint import Tensors, load_model, load_optimizer, model_tensors, optimizer_tensors
 from sparsetrain.masks.maskset import MaskSet
 
 Answer = TypeVar("Answer")
@@ -39,11 +39,13 @@ class Engine(abc.ABC):
 
     `shards`: weights or optimizer state are spread over the ranks, so that a checkpoint's is each rank's own.
     `gathers`: so are the weights, and only inside `whole` a parameter has all of its values. `moves`: a process can
-    take what it holds into another group of ranks; else all begin anew from a checkpoint when one is lost.
+    take what it holds into another group of ranks; else all begin anew from a checkpoint when one is lost. `packs`: it
+    may hold of masked weights only those inside the update sets, see `compact`; outside of `whole` there are no others.
     """
 
     shards = False
     gathers = False
+    packs = False
     moves = True
 
     def __init__(self, parts: Parts) -> None:
@@ -57,6 +59,11 @@ class Engine(abc.ABC):
         """Return why this engine does not train the job, as `path: what is wrong`; nothing where it does."""
         return ""
 
+    @property
+    def compact(self) -> frozenset[str]:
+        """Return the weights of which only those inside the update sets are held now; `packs`: there may be some."""
+        return frozenset()
+
     @abc.abstractmethod
     def begin(self) -> None:
         """Forget all gradients; the backward passes of a step follow."""
@@ -68,6 +75,40 @@ class Engine(abc.ABC):
     def gradient(self, name: str) -> Tensor:
         """Return this rank's gradient of a parameter since `begin`, zeros where no batch gave it one."""
         return gradient(self.parameters[name])
+
+    def watch(self, wanted: bool) -> None:
+        """Say whether `dense_gradient` will be asked for after the step that begins now."""
+        return
+
+    def dense_gradient(self, name: str) -> Tensor:
+        """Return `gradient` in the parameter's whole shape, unmasked where `watch` has asked for it."""
+        return self.gradient(name)
+
+    @property
+    def stale(self) -> bool:
+        """Return whether it is open how some layers multiply; `choose` decides."""
+        return False
+
+    def choose(self) -> list[str]:
+        """Decide how layers multiply where that is open, and return what rank 0 has to say about it. Collective."""
+        return []
+
+    def shaped(self, name: str, mean: Tensor) -> Tensor:
+        """Return a mean gradient as the parameter is held."""
+        return mean
+
+    def ways(self) -> dict[str, str]:
+        """Return how layers multiply, by weight, where that was chosen."""
+        return {}
+
+    def go_on(self, ways: Mapping[str, str]) -> None:
+        """Let layers multiply as they did when `ways` returned this, with the present masks; weights have to be loaded
+        after it. Raises ValueError where it does not fit."""
+        return
+
+    def load(self, tensors: Tensors, source: str) -> None:
+        """Take whole weights and buffers by name, after the masks that belong to them. Raises CheckpointError."""
+        load_model(self.tensors(), tensors, source)
 
     @abc.abstractmethod
     def step(self, step: int, means: Mapping[str, Tensor], norm: float) -> None:
@@ -81,6 +122,11 @@ class Engine(abc.ABC):
         """Return a context in which parameters have all their values; with `change` what is changed inside, on all
         ranks alike, stays."""
         return contextlib.nullcontext()
+
+    def weights(self) -> Mapping[str, Tensor]:
+        """Return the parameters' values by name, in their shapes, inside `whole`; with some in `compact` anywhere, and
+        those are made when they are asked for."""
+        return {name: parameter.detach() for name, parameter in self.parameters.items()}
 
     def tensors(self) -> Tensors:
         """Return parameters and buffers by name, whole inside `whole`; tied weights appear once."""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
@@ -45,15 +46,22 @@ def count(model: Any, batch: tuple[Tensor, ...], weights: Mapping[str, Tensor]) 
 
     `weights` are the masked parameters by name; an operation is a weight's where that weight is one of its operands.
     """
+    # The other ways to attend hide their products.
+    with unchanged(model), _Counter(weights) as counter, sdpa_kernel(SDPBackend.MATH):
+        model.loss(batch)
+    return Operations(counter.total, counter.masked)
+
+
+@contextlib.contextmanager
+def unchanged(model: nn.Module) -> Generator[None]:
+    """Inside, a forward pass draws nothing and learns nothing; afterwards the model's modules train as before."""
     training = {module: module.training for module in model.modules()}
     model.eval()
     try:
-        with _Counter(weights) as counter, sdpa_kernel(SDPBackend.MATH):  # the others hide their products
-            model.loss(batch)
+        yield
     finally:
         for module, was in training.items():
             module.training = was
-    return Operations(counter.total, counter.masked)
 
 
 class _Counter(TorchDispatchMode):

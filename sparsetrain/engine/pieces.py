@@ -7,6 +7,7 @@ shards it, and between two exchanges local.rank00000, which is never on a disk.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import pathlib
 from typing import Any, Protocol
@@ -19,6 +20,8 @@ from sparsetrain.engine.checkpoint import About, CheckpointError, Tensors
 from sparsetrain.engine.local_store import LocalStore
 from sparsetrain.engine.state import Milestone, RunState
 from sparsetrain.engine.store import Stored
+from sparsetrain.masks.lazy import Lazy
+from sparsetrain.masks.maskset import spread
 from sparsetrain.masks.saved import check_inactive
 
 # Before the names of tensors in a rank's and in the masks' group.
@@ -42,12 +45,13 @@ class Source(Protocol):
 @dataclasses.dataclass
 class Pieces:
     """A state in memory; the tensors are the run's own until `copied`. `weights`, where there are any, are those whose
-    digest `told` still lacks."""
+    digest `told` still lacks; `sets` are the update sets of weights that are held as the values there."""
 
     told: About
     groups: dict[str, Tensors]
     name: str = "memory"
     weights: Tensors = dataclasses.field(default_factory=dict)
+    sets: Tensors = dataclasses.field(default_factory=dict)
 
     def about(self) -> About:
         """See Source."""
@@ -73,7 +77,8 @@ class Pieces:
         """Return the same with the digest of the weights."""
         if not self.weights:
             return self
-        told = dataclasses.replace(self.told, weights_digest=checkpoint.digest_of(self.weights))
+        whole = Lazy(self.weights, lambda name: spread(self.weights[name], self.sets.get(name)))
+        told = dataclasses.replace(self.told, weights_digest=checkpoint.digest_of(whole))
         return dataclasses.replace(self, told=told, weights={})
 
 
@@ -104,9 +109,10 @@ def capture(state: RunState, digest: bool = True) -> Pieces:
         kept |= {f"{SCORES}{key}": tensor for key, tensor in state.masks.rank_state().items()}
     groups[own("residual", rank)] = kept
     groups[_optimizer(state, rank)] = state.engine.state()
-    with state.engine.whole():
+    with state.engine.whole() if state.engine.gathers else contextlib.nullcontext():
         held = {key: tensor.detach() for key, tensor in state.engine.tensors().items()}
         groups["model"] = {key: tensor.clone() for key, tensor in held.items()} if state.engine.gathers else held
+        own_weights = {name: held.get(name, p.detach()) for name, p in state.parameters.items()}
     masks: dict[str, Any] = state.masks.state_dict() if state.masks is not None else {"packed": {}, "epoch": 0}
     shared = {f"{part}/{name}": tensor for part in SHARED for name, tensor in masks.get(part, {}).items()}
     groups["masks"] = {**masks["packed"], **shared}
@@ -125,9 +131,10 @@ def capture(state: RunState, digest: bool = True) -> Pieces:
         sent_bytes=dict(state.world.transport.meter.sent),
         weights_digest=state.weights_digest() if digest else "",
         regimes=state.exchange.choice(),
+        ways=state.engine.ways(),
     )
-    own_weights = {name: groups["model"].get(name, p.detach()) for name, p in state.parameters.items()}
-    return Pieces(told, groups, weights={} if digest else own_weights)
+    sets = {name: state.masks.masks.update(name) for name in state.engine.compact} if state.masks is not None else {}
+    return Pieces(told, groups, weights={} if digest else own_weights, sets=sets)
 
 
 def restore(state: RunState, source: Source) -> None:
@@ -137,9 +144,7 @@ def restore(state: RunState, source: Source) -> None:
     found: tuple[About, Tensors] | None = None
     try:
         found = source.about(), source.read("model")
-        if not state.engine.gathers:
-            checkpoint.load_model(state.engine.tensors(), found[1], source.name)
-        _restore(state, source, found[0])
+        _restore(state, source, *found)
     except (CheckpointError, *BROKEN) as error:
         problem = _told(error, source)
     # A rank that goes on alone would wait for the others where weights are put together.
@@ -152,12 +157,12 @@ def restore(state: RunState, source: Source) -> None:
     try:
         if state.engine.gathers:
             with state.engine.whole(change=True):
-                checkpoint.load_model(state.engine.tensors(), weights, source.name)
+                checkpoint.load_model(state.engine.tensors(), _as_held(state, weights), source.name)
         if state.weights_digest() != about.weights_digest:
             raise CheckpointError(f"{source.name}: weights do not have the digest that state.json names")
         if state.masks is not None:
-            with state.engine.whole():
-                check_inactive(state.masks.masks, state.parameters)
+            with state.engine.whole() if state.engine.gathers else contextlib.nullcontext():
+                check_inactive(state.masks.masks, state.engine.weights())
     except BROKEN as error:
         raise _told(error, source) from error
 
@@ -171,20 +176,26 @@ def _told(error: Exception, source: Source) -> CheckpointError:
     return told
 
 
-def _restore(state: RunState, source: Source, about: About) -> None:
+def _restore(state: RunState, source: Source, about: About, weights: Tensors) -> None:
     """Restore what a rank holds for itself."""
     state.forget()  # what a checkpoint that turned out unreadable has left
     if state.masks is not None:
         packed = source.read("masks")
         parts = {part: _under(packed, f"{part}/") for part in SHARED}
         state.masks.load_state_dict({"packed": packed, "epoch": about.mask_epoch, **parts})
+    state.engine.go_on(about.ways)
+    if not state.engine.gathers:
+        state.engine.load(_as_held(state, weights), source.name)
     state.sync_masks()
-    state.update.load_state(source.read("outer"))
+    state.update.load_state(_as_held(state, source.read("outer")))
     ranks, rank = about.world_size, state.world.rank
     if state.engine.shards and ranks != state.world.size:
         raise CheckpointError(f"{source.name}: is of {ranks} ranks, each with its shard of the optimizer's state")
     every_step = state.job.exchange.every == 1
-    state.engine.load_state(source.read(_optimizer(state, rank % ranks)), every_step and about.exchanges > 0)
+    saved = source.read(_optimizer(state, rank % ranks))
+    # What is spread over the ranks is each rank's own, and nothing to put together.
+    saved = saved if state.engine.shards else _as_held(state, saved)
+    state.engine.load_state(saved, every_step and about.exchanges > 0)
     if ranks == state.world.size:
         kept = source.read(own("residual", rank))
     else:
@@ -224,6 +235,23 @@ def _check_kept(state: RunState, kept: Tensors, name: str) -> None:
         saved = kept[key]
         if saved.dtype != present.dtype or not bool(torch.isfinite(saved).all()):
             raise CheckpointError(f"{name}: {key} is not finite {str(present.dtype).removeprefix('torch.')}")
+
+
+def _as_held(state: RunState, tensors: Tensors) -> Tensors:
+    """Return tensors that go by weights as the engine holds them: whole, or the values of the update set."""
+    if state.masks is None:
+        return tensors
+    masks, held = state.masks.masks, dict(tensors)
+    for key, tensor in tensors.items():
+        name = key.rpartition("/")[2]
+        if name not in masks.masks:
+            continue
+        mask = masks.update(name)
+        if name in state.engine.compact and tensor.shape == mask.shape:
+            held[key] = tensor[mask.to(tensor.device)]
+        elif name not in state.engine.compact and tensor.ndim == 1 < mask.ndim and len(tensor) == int(mask.sum()):
+            held[key] = spread(tensor, mask.to(tensor.device))
+    return held
 
 
 def _optimizer(state: RunState, rank: int) -> str:

@@ -15,7 +15,7 @@ from sparsetrain.engine.rows import effective, figures, sinks
 from sparsetrain.engine.state import RunState
 from sparsetrain.engine.tables import gather_ranks, notes
 from sparsetrain.engine.window import Window
-from sparsetrain.masks.controller import Report
+from sparsetrain.masks.report import Report
 from sparsetrain.track.alerts import Alerts
 from sparsetrain.track.console import format_row
 from sparsetrain.track.notes import Alert

@@ -17,6 +17,7 @@ from sparsetrain.engine.reunion import Agreement, CannotReunite, Standing, agree
 from sparsetrain.engine.state import build
 from sparsetrain.engine.trainer import Trainer
 from sparsetrain.gradient.handover import reconcile
+from sparsetrain.track.jsonl import tail
 from sparsetrain.track.sink import Row
 
 
@@ -58,10 +59,17 @@ def rejoin(former: Trainer | None, job: Job, world: World, around: Surroundings)
     go_local(state, pieces)
     _tell(trainer, agreement)
     state.masks_due = agreement.masks_due and state.masks is not None
-    trainer.recorded = agreement.recorded
+    trainer.recorded = min(agreement.recorded, _written(trainer)) if agreement.unsure else agreement.recorded
     if former is not None:
         trainer.skipped = former.skipped
     return trainer, False
+
+
+def _written(trainer: Trainer) -> int:
+    """Return the step of the last row that is there: a rank 0 that is gone may have taken one with it. Collective."""
+    rows = tail(trainer.folder / "metrics.jsonl", 1) if trainer.world.rank == 0 else []
+    own = str(int(rows[-1]["train/step"]) if rows else 0).encode()
+    return int(trainer.world.transport.gather_bytes(own)[0])
 
 
 def _tell(trainer: Trainer, agreement: Agreement) -> None:
@@ -87,6 +95,7 @@ def standing(former: Trainer | None) -> Standing:
         masks_due=state.masks_due,
         undo=former.undo is not None,
         recorded=former.recorded,
+        writer=former.world.rank == 0,
         size=former.world.size,
     )
 

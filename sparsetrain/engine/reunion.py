@@ -40,8 +40,8 @@ class CannotReunite(PeerLost):
 class Standing:
     """Where a rank stands: steps at its last exchange (-1: it is new) and now; the step whose exchange has arrived and
     waits (-1: none) with its norm, else the norm of the last; whether masks have not followed the last exchange, and
-    whether a copy from before they did is there; the last step whose row, evaluation and checkpoint are done; out of
-    how many ranks it comes."""
+    whether a copy from before they did is there; the last step whose row, evaluation and checkpoint are done; whether
+    it has written the rows; out of how many ranks it comes."""
 
     __pydantic_config__ = STRICT
     boundary: int = -1
@@ -51,6 +51,7 @@ class Standing:
     masks_due: bool = False
     undo: bool = False
     recorded: int = 0
+    writer: bool = False
     size: int = 0
 
 
@@ -58,7 +59,8 @@ class Standing:
 class Agreement:
     """What the standings come to for one rank: whether it follows the exchange that arrived, with which norm; whether
     its masks go back to the copy; whether masks are still to follow; the first rank that has a state, the ranks that
-    are new; up to which step nothing is recorded again; out of how many ranks the states come."""
+    are new; up to which step nothing is recorded again, and whether who wrote that is gone; out of how many ranks the
+    states come."""
 
     finish: bool
     norm: float
@@ -67,6 +69,7 @@ class Agreement:
     source: int
     new: tuple[int, ...]
     recorded: int
+    unsure: bool
     former: int
 
 
@@ -105,6 +108,7 @@ def agree(standings: list[Standing], rank: int) -> Agreement | None:
         source=min(old),
         new=tuple(r for r in range(len(standings)) if r not in old),
         recorded=min(recorded) if len(steps) == 1 else max(recorded),
+        unsure=not any(standing.writer for standing in old.values()),
         former=max(standing.size for standing in old.values()),
     )
 

@@ -11,7 +11,7 @@ from sparsetrain.engine.flow import effective_sparsity
 from sparsetrain.engine.layers import LayerSink
 from sparsetrain.engine.state import RunState
 from sparsetrain.engine.window import Window
-from sparsetrain.masks.controller import Report
+from sparsetrain.masks.report import Report
 from sparsetrain.track.console import RowSink
 from sparsetrain.track.jsonl import JsonlSink
 from sparsetrain.track.provenance import about

@@ -17,11 +17,12 @@ from sparsetrain.config.errors import JobError
 from sparsetrain.config.job import Job, Masks
 from sparsetrain.config.load import checked
 from sparsetrain.data.sampler import Sampler
-from sparsetrain.engine import checkpoint, operations
+from sparsetrain.engine import checkpoint, compact, operations
 from sparsetrain.engine.engine import Engine, Parts
 from sparsetrain.engine.operations import Operations
 from sparsetrain.engine.sparse_mean import sparse_mean
 from sparsetrain.engine.update import EveryStep, LocalSteps
+from sparsetrain.gradient.channel import compacted
 from sparsetrain.gradient.exchange import GradientExchange
 from sparsetrain.masks.controller import MaskController
 from sparsetrain.masks.schedule import MaskSchedule
@@ -90,10 +91,15 @@ class RunState:
         """Return whose groups hold the learning rates."""
         return self.engine.optimizer
 
+    def elements(self, name: str) -> int:
+        """Return how many weights a parameter has, those that are masked included."""
+        masks = self.masks.masks.masks if self.masks is not None else {}
+        return masks[name].numel() if name in masks else self.parameters[name].numel()
+
     def weights_digest(self) -> str:
         """Return the blake2b digest of all weights, as hex: equal on all ranks after an exchange. Collective."""
-        with self.engine.whole():
-            return checkpoint.digest_of(self.parameters)
+        with self.engine.whole() if self.engine.gathers else contextlib.nullcontext():
+            return checkpoint.digest_of(self.engine.weights())
 
     def sync_masks(self) -> None:
         """Tell the exchange and the update rule which coordinates are active now."""
@@ -164,26 +170,41 @@ def build(job: Job, world: World, calibrations: pathlib.Path | None = None, data
     shapes = {name: tuple(p.shape) for name, p in parameters.items()}
     exchange = GradientExchange(job.exchange, shapes, world, exchanges, device, calibrations)
     sampler = Sampler(data.train_size, batch, world.rank, world.size, job.seed)
-    counted = None
+    counted, example = None, ()
     if masks is not None:
-        example = data.train_batch(sampler.whole(0)[: job.train.batch_size])
-        counted = operations.count(model, tuple(part.to(device) for part in example), masks.parameters)
+        example = tuple(part.to(device) for part in data.train_batch(sampler.whole(0)[: job.train.batch_size]))
+        counted = operations.count(model, example, masks.parameters)
     pull = masks.pull if masks is not None else _nothing
-    engine = job.engine.build(
-        Parts(model=model, parameters=parameters, optimizer=optimizer, job=job, world=world, pull=pull)
-    )
+    parts = Parts(model=model, parameters=parameters, optimizer=optimizer, job=job, world=world, pull=pull)
+    engine = _engine(parts, masks, exchange, example)
     update: EveryStep | LocalSteps
     if job.exchange.every == 1:
         update = EveryStep(parameters, engine, exchange, world)
     else:
         mask_gradients = masks.mask_gradients if masks is not None else _nothing
-        every, outer = job.exchange.every, job.exchange.outer
-        update = LocalSteps(parameters, engine, exchange, every, outer, world, mask_gradients)
+        every, outer, limits = job.exchange.every, job.exchange.outer, masks.limits if masks is not None else {}
+        update = LocalSteps(parameters, engine, exchange, every, outer, world, mask_gradients, limits)
     state = RunState(job, world, model, data, sampler, parameters, engine, exchange, update, masks, counted)
+    if masks is not None and engine.packs:
+        masks.hold(engine.weights())
     state.sync_masks()
     # Dropout and other draws differ between ranks; weights and masks are drawn above, from the shared seed.
     torch.manual_seed(job.seed * 1_000_003 + world.rank + 1)
     return state
+
+
+def _engine(parts: Parts, masks: MaskController | None, exchange: GradientExchange, example: tuple[Tensor, ...]) -> Any:
+    """Return who holds the weights: the job's engine, or the one that holds masked weights without the others."""
+    job, transport = parts.job, parts.world.transport
+    if job.compute == "masked" or masks is None or compact.refusal(job):
+        return job.engine.build(parts)
+    return compact.CompactEngine(
+        parts,
+        masks=lambda: masks.masks,
+        bucketed=lambda names: compacted(exchange.channels, names),
+        broadcast=lambda data: transport.gather_bytes(data, "control")[0],
+        example=example,
+    )
 
 
 def global_batch(job: Job, ranks: int) -> int:

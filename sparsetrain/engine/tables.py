@@ -73,11 +73,11 @@ def _layers(state: RunState, residuals: dict[str, Tensor], regimes: dict[str, st
     masks = state.masks.masks.masks if state.masks is not None else {}
     rows = []
     for name, parameter in state.parameters.items():
-        count = parameter.numel()
+        count = state.elements(name)
         active = int(masks[name].sum()) if name in masks else count
         residual = float(residuals[name].norm()) if name in residuals else None
         weight = float(parameter.detach().norm()) if count else None
-        shape = "x".join(map(str, parameter.shape))
+        shape = "x".join(map(str, masks[name].shape if name in masks else parameter.shape))
         regime = regimes.get(name, "dense")
         rows.append((name, shape, count, active / max(1, count), active, regime, _finite(residual), _finite(weight)))
     return Table("layers", LAYERS, tuple(rows))

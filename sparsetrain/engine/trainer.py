@@ -14,6 +14,7 @@ from torch import Tensor
 from sparsetrain.collective.world import World
 from sparsetrain.config.job import Job
 from sparsetrain.engine.choices import undecided
+from sparsetrain.engine.compact import refusal
 from sparsetrain.engine.dump import dump
 from sparsetrain.engine.evaluate import evaluate
 from sparsetrain.engine.fence import Fence
@@ -29,7 +30,8 @@ from sparsetrain.engine.store import open_store
 from sparsetrain.engine.update import Updated
 from sparsetrain.gradient.handover import hand_over
 from sparsetrain.masks.agreement import agree_weights
-from sparsetrain.masks.controller import Report
+from sparsetrain.masks.lazy import Lazy
+from sparsetrain.masks.report import Report
 from sparsetrain.track.sink import Row
 
 
@@ -109,8 +111,12 @@ class Trainer:
             self.recorded = state.step
             self.check_replicas()
         if state.masks is not None and state.masks.waits:
-            state.masks.initialise(ModelProbe(state))
+            with state.engine.whole(change=True):
+                state.masks.initialise(ModelProbe(state))
             state.sync_masks()
+        if job.compute != "masked" and not state.engine.packs:
+            self.log(f"compute: {job.compute} is masked here: {refusal(job)}")
+        self._choose()
         self._open()
         self.began = time.perf_counter() - state.wall_s
         self._conclude(self._change_masks())  # of a step that other ranks have not seen the end of
@@ -147,9 +153,10 @@ class Trainer:
         if masks is not None and state.operations is not None:
             self.cost = state.operations.training(masks.masks, masks.asks_all(state.step + 1))
         if masks is not None and masks.watches(state.step + 1):
-            with self.recorder.window.span("scores"), state.engine.whole():
+            gradients = Lazy(masks.parameters, state.engine.dense_gradient)
+            with self.recorder.window.span("scores"), self._whole():
                 # Scores are means of unmasked gradients, so they are taken before anything is masked away.
-                masks.observe(state.step + 1, {name: state.engine.gradient(name) for name in masks.parameters})
+                masks.observe(state.step + 1, gradients)
         with self.recorder.window.span("update"):
             updated = state.update.step(state.step + 1, last)
         self.stepped(updated)
@@ -181,9 +188,13 @@ class Trainer:
         updates = masks.is_update(state.step)
         if updates and self.recovers and self.undo is None:
             self.undo = capture(state).copied()
-        touched = updates or masks.checks(state.step) or not state.engine.gathers
-        with state.engine.whole(change=True) if touched else contextlib.nullcontext():
-            if touched:
+        touched = updates or masks.checks(state.step) or not (state.engine.gathers or state.engine.packs)
+        # Where masked weights are not held, others are needed whole only for who writes them: some updates, and a check
+        # that takes rank 0's.
+        overwrites = masks.config.agreement == "rank0" and masks.checks(state.step)
+        writes = touched and (overwrites or not masks.piecewise)
+        with state.engine.whole(change=True) if writes else contextlib.nullcontext():
+            if touched or state.engine.packs:
                 masks.mask_weights()
             if masks.rewinding is not None and updates:
                 self._evaluate()  # what the round has come to, before its weights are gone
@@ -191,12 +202,25 @@ class Trainer:
                 report = masks.step(state.step, state.engine.transitions)
             if report:
                 state.engine.follow(report.old, report.new)
-                state.sync_masks()
-            if report and report.rewound:
-                state.forget()
             masks.check(state.step)
+        self._choose()
+        if report:
+            state.sync_masks()
+        if report and report.rewound:
+            state.forget()
         state.masks_due = False
         return report
+
+    def _whole(self) -> contextlib.AbstractContextManager[None]:
+        """Return a context in which weights can be looked at: whole, or by name where they are held compact."""
+        return contextlib.nullcontext() if self.state.engine.packs else self.state.engine.whole()
+
+    def _choose(self) -> None:
+        """Decide how layers multiply, where masks have left that open. Collective."""
+        if self.state.engine.stale:
+            for line in self.state.engine.choose():
+                self.log(line)
+            self.state.sync_masks()
 
     def _conclude(self, report: Report | None) -> None:
         """Evaluate, record and save after a step, where the job says so and it has not been done. Collective."""
@@ -253,6 +277,7 @@ class Trainer:
         """Leave the gradient, averaged over this rank's samples, in `.grad`, as its share of the mean over ranks."""
         state = self.state
         state.engine.begin()
+        state.engine.watch(state.masks is not None and state.masks.asks_all(state.step + 1))
         total = 0.0
         own = state.samples()
         # With unequal shares a rank counts by its samples: n_r P / N.
@@ -285,7 +310,7 @@ class Trainer:
 
     def check_replicas(self) -> None:
         """Compare all ranks' weights, whatever the job says about masks. Raises ReplicasDiffer."""
-        with self.state.engine.whole():
+        with self._whole():
             weights = {name: parameter.detach() for name, parameter in self.state.parameters.items()}
             agree_weights(weights, self.world.transport.gather_bytes, "raise")
 

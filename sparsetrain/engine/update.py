@@ -19,6 +19,7 @@ from sparsetrain.engine.checkpoint import fitting
 from sparsetrain.engine.engine import Engine
 from sparsetrain.engine.torch_engine import TorchEngine
 from sparsetrain.gradient.exchange import GradientExchange
+from sparsetrain.masks.maskset import spread
 
 SINCE = "since/"  # among a rank's own weights: local steps since the exchange, and whether one is due
 
@@ -171,6 +172,7 @@ class LocalSteps:
         outer: Outer,
         world: World,
         mask_gradients: Callable[[], None],
+        masks: Mapping[str, Tensor],
     ) -> None:
         self.parameters = parameters
         self.engine = engine
@@ -185,6 +187,7 @@ class LocalSteps:
         self.waiting: Arrived | None = None
         self.anchor = {name: p.detach().clone() for name, p in parameters.items()}
         self.momentum = {name: torch.zeros_like(p) for name, p in self.anchor.items()} if outer.momentum else {}
+        self.masks = dict(masks)
 
     def listen(self, final: bool) -> None:
         """Nothing leaves before the local steps are done."""
@@ -229,7 +232,8 @@ class LocalSteps:
         for name, parameter in self.parameters.items():
             anchor = self.anchor[name]
             if waiting.means is not None:
-                anchor.sub_(self._direction(name, waiting.means[name]), alpha=self.outer.learning_rate)
+                mean = self.engine.shaped(name, waiting.means[name])
+                anchor.sub_(self._direction(name, mean), alpha=self.outer.learning_rate)
             parameter.copy_(anchor)
         return Updated(norm, True, skipped=waiting.means is None or not waiting.finite)
 
@@ -242,18 +246,16 @@ class LocalSteps:
     @torch.no_grad()
     def set_masks(self, masks: Mapping[str, Tensor]) -> None:
         """Follow an update of the update sets: anchors take the new weights, outer momentum dies outside the masks."""
-        for name, parameter in self.parameters.items():
-            self.anchor[name].copy_(parameter)
-        for name, mask in masks.items():
-            if name in self.momentum:
-                self.momentum[name].copy_(torch.where(mask, self.momentum[name], 0.0))
+        self.anchor = {name: parameter.detach().clone() for name, parameter in self.parameters.items()}
+        for name, momentum in self.momentum.items():
+            self.momentum[name] = _followed(momentum, self.masks.get(name), masks.get(name), self.anchor[name])
+        self.masks = dict(masks)
 
     @torch.no_grad()
     def forget(self) -> None:
         """Begin with the present weights as anchors, and without outer momentum."""
-        self.set_masks({})
-        for momentum in self.momentum.values():
-            momentum.zero_()
+        self.anchor = {name: parameter.detach().clone() for name, parameter in self.parameters.items()}
+        self.momentum = {name: torch.zeros_like(self.anchor[name]) for name in self.momentum}
 
     def state(self) -> dict[str, Tensor]:
         """Return the outer momentum by parameter name; checkpoints fall on exchanges, where anchor == weight."""
@@ -287,3 +289,16 @@ class LocalSteps:
         self.due = bool(due)
         for name, parameter in self.parameters.items():
             parameter.copy_(state[name])
+
+
+def _followed(momentum: Tensor, before: Tensor | None, after: Tensor | None, weight: Tensor) -> Tensor:
+    """Return momentum as it is after a mask update: of the weight's shape, which may be that of active values alone."""
+    sets = [mask for mask in (before, after) if mask is not None]
+    if not sets:
+        return momentum.reshape(weight.shape)
+    if momentum.shape != sets[0].shape:
+        momentum = spread(momentum, torch.ones_like(sets[0]) if before is None else before)
+    kept = momentum if after is None else torch.where(after, momentum, 0.0)
+    if weight.shape == kept.shape:
+        return kept
+    return kept.reshape(-1) if after is None else kept[after]

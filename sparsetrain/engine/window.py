@@ -70,7 +70,7 @@ class Window:
         busy = sum(self.spans.values())
         exchanging = state.exchange.seconds - self.exchange_before
         learned = state.masks.learned if state.masks is not None else {}
-        dense = sum(p.numel() for name, p in state.parameters.items() if name not in learned) * 4.0
+        dense = sum(state.elements(name) for name in state.parameters if name not in learned) * 4.0
         samples = state.global_batch * steps
         return {
             "train/grad_norm": sum(self.norms) / len(self.norms) if self.norms else float("nan"),

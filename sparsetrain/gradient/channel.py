@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -36,7 +37,8 @@ class Channel:
     """A bucket with its state. U-coordinates number the active positions only, so nothing can live outside the mask.
 
     During an exchange `buffer` holds the gradient, then what was not sent; `mean` what came back. `moved` is what
-    EF21 will move its estimate by. `home` names the part of the bucket that all state lies in, None: anywhere.
+    EF21 will move its estimate by. `home` names the part of the bucket that all state lies in, None: anywhere. Tensors
+    in `compact` come and go as the values of their update sets, 1-D, the others in their shapes.
     """
 
     def __init__(
@@ -46,8 +48,9 @@ class Channel:
         self.bucket = bucket
         self.device = device
         self.storage = storage
-        self.flat = torch.empty(0, device=device)  # the bucket in full shape, when it is masked
+        self.compact: frozenset[str] = frozenset()
         self.active: Tensor | None = None
+        self._given = False  # all tensors that are masked are compact
         self.moved: tuple[Entries, tuple[Entries, ...]] | None = None
         self.home: object = None
         self.kept: dict[str, Storage] = {field: STORAGES[storage](bucket.size, device) for field in fields}
@@ -55,17 +58,29 @@ class Channel:
 
     def _allocate(self, size: int) -> None:
         self.size = size
+        self._flat: Tensor | None = None
         self.home = None
         self.mean = torch.empty(size, dtype=torch.float32, device=self.device)
         self.buffer = self.mean
         self._free: list[Tensor] = []
         self._work: dict[str, Tensor] = {}
+        self._edges = self._find_edges()
+
+    @property
+    def flat(self) -> Tensor:
+        """Return memory for the bucket in full shape, of any content; the same from call to call."""
+        if self._flat is None:
+            self._flat = torch.empty(self.bucket.size, device=self.device)
+        return self._flat
 
     def parts(self, gradients: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
         """Return the gradients as they lie when end to end they are the whole update set, else nothing."""
-        if self.active is not None:
+        if self.active is not None and not self._given:
             return ()
         parts = tuple(gradients[name].detach() for name in self.bucket.names)
+        sizes = [end - begin for begin, end in itertools.pairwise(self._edges)]
+        if [p.numel() for p in parts] != sizes:  # some come whole
+            return ()
         ready = all(p.dtype == torch.float32 and p.device == self.device and p.is_contiguous() for p in parts)
         return parts if ready else ()
 
@@ -78,10 +93,20 @@ class Channel:
         self.reserve()
         if self.active is None:
             self.bucket.flatten(gradients, self.buffer)
+        elif not self.compact.isdisjoint(self.bucket.names):
+            self._take_compact(gradients, self.active)
         else:
             torch.index_select(self.bucket.flatten(gradients, self.flat), 0, self.active, out=self.buffer)
         if factor != 1.0:
             self.buffer.mul_(factor)
+
+    def _take_compact(self, gradients: Mapping[str, Tensor], active: Tensor) -> None:
+        for name, start, part in zip(self.bucket.names, self.bucket.starts, self._parts(self.buffer), strict=True):
+            given = gradients[name].detach().reshape(-1)
+            if given.numel() > part.numel():
+                begin = part.storage_offset() - self.buffer.storage_offset()
+                given = given[active[begin : begin + part.numel()] - start]
+            part.copy_(given)
 
     def read(self, field: str) -> Tensor:
         """Return the present state of a field, fp32."""
@@ -110,12 +135,19 @@ class Channel:
                 self._free.append(free)
 
     def spread(self) -> dict[str, Tensor]:
-        """Return the means by name in their shapes, zero at inactive places; valid until the next take."""
+        """Return the means by name, in their shapes with zeros at inactive places or, of compact tensors, as the values
+        of the update set; valid until the next take."""
         if self.active is None:
             return self.bucket.split(self.mean)
+        if self._given:
+            return {
+                name: part if name in self.compact else part.view(shape)
+                for name, shape, part in zip(self.bucket.names, self.bucket.shapes, self._parts(self.mean), strict=True)
+            }
         self.flat.zero_()
         self.flat[self.active] = self.mean
-        return self.bucket.split(self.flat)
+        means = self.bucket.split(self.flat)
+        return means | {name: part for name, part in self._by_name(self.mean).items() if name in self.compact}
 
     def set_masks(self, masks: Mapping[str, Tensor]) -> bool:
         """Adopt an update set: state of coordinates active before and after stays, all other is zero.
@@ -129,8 +161,8 @@ class Channel:
             return False
         dense = {field: self.dense(field) for field in self.kept}
         self.active = active
+        self._given = all(name in self.compact for name in self.bucket.names if name in masks)
         size = self.bucket.size if self.active is None else self.active.numel()
-        self.flat = torch.empty(0 if self.active is None else self.bucket.size, device=self.device)
         self._allocate(size)
         for field, state in dense.items():
             self.kept[field] = STORAGES[self.storage](size, self.device)
@@ -175,10 +207,19 @@ class Channel:
 
     def edges(self) -> list[int]:
         """Return where each tensor begins, in U-coordinates, and where the last one ends."""
+        return self._edges
+
+    def _find_edges(self) -> list[int]:
         starts = torch.tensor([*self.bucket.starts, self.bucket.size], device=self.device)
         if self.active is not None:
             starts = torch.searchsorted(self.active, starts)
         return starts.tolist()
+
+    def tensors(self) -> list[Tensor]:
+        """Return what stays allocated between two exchanges: means, buffers, places, kept state in fp32."""
+        some = [self.mean, self.buffer, self._flat, self.active, *self._free, *self._work.values()]
+        kept = [store.now for store in self.kept.values() if isinstance(store.now, Tensor)]
+        return [tensor for tensor in [*some, *kept] if tensor is not None]
 
     def nbytes(self) -> int:
         """Return the bytes of kept state and of the buffers that stay allocated."""
@@ -189,5 +230,15 @@ class Channel:
         return self._free.pop() if self._free else torch.empty(self.size, dtype=torch.float32, device=self.device)
 
     def _by_name(self, flat: Tensor) -> dict[str, Tensor]:
-        edges = self.edges()
-        return {name: flat[edges[i] : edges[i + 1]] for i, name in enumerate(self.bucket.names)}
+        return dict(zip(self.bucket.names, self._parts(flat), strict=True))
+
+    def _parts(self, flat: Tensor) -> list[Tensor]:
+        return [flat[begin:end] for begin, end in itertools.pairwise(self._edges)]
+
+
+def compacted(channels: Sequence[Channel], names: Collection[str]) -> list[str]:
+    """Let the named tensors come and go as the values of their update sets from the next `set_masks` on, as far as they
+    are in one of the channels; return which those are."""
+    for channel in channels:
+        channel.compact = frozenset(names) & frozenset(channel.bucket.names)
+    return [name for channel in channels for name in channel.bucket.names if name in channel.compact]

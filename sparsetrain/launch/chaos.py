@@ -171,8 +171,9 @@ def _wrong(job: Job, folder: pathlib.Path, result: dict[str, Any] | None, status
         return f"{status}: {record.status(folder).get('cause')}"
     rows = read(folder / "metrics.jsonl")
     steps = [row["train/step"] for row in rows]
-    if steps != sorted(set(steps)) or not steps or steps[-1] != job.train.steps:
-        return f"rows of steps {steps[:3]} ... {steps[-1:]}"
+    due = {*range(job.log.every, job.train.steps + 1, job.log.every), job.train.steps}
+    if steps != sorted(set(steps)) or not due <= set(steps):
+        return f"rows of steps {steps[:3]} ... {steps[-1:]}, without {sorted(due - set(steps))[:3]}"
     workers = job.cluster.workers
     samples = job.train.steps * job.train.batch_size * job.train.accumulate * workers.max
     if job.train.resize == "constant" and rows[-1]["train/samples"] != samples:

@@ -10,7 +10,7 @@ from sparsetrain.kernels import index_code
 from sparsetrain.masks.layout import Layout
 from sparsetrain.masks.maskset import MaskSet
 from sparsetrain.masks.select import best
-from sparsetrain.masks.sources import MeanGradient, Tensors
+from sparsetrain.masks.sources import MeanGradient, Values
 
 ASKED = 1.5  # times as many means as weights to grow, at least
 PROPOSED = 4  # times as many proposals as means, at least
@@ -31,7 +31,7 @@ class Candidates(MeanGradient):
 
     wire = "share x 2 x 4N (P-1)/P"
 
-    def observe(self, step: int, weights: Tensors, gradients: Tensors, masks: MaskSet) -> None:
+    def observe(self, step: int, weights: Values, gradients: Values, masks: MaskSet) -> None:
         """See Source. Collective."""
         fraction = self.method.drop_fraction(self.span.fraction(step))
         grown = {name: int(fraction * count) for name, count in masks.counts().items()}

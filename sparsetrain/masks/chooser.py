@@ -18,9 +18,9 @@ from sparsetrain.config.job import Masks
 from sparsetrain.masks.coupled import Coupled, declared
 from sparsetrain.masks.generator import generator_for
 from sparsetrain.masks.maskset import MaskSet
-from sparsetrain.masks.methods.base import Moment
+from sparsetrain.masks.methods.base import MaskMethod, Moment
 from sparsetrain.masks.schedule import Span
-from sparsetrain.masks.timing import timing
+from sparsetrain.masks.timing import aims, timing
 from sparsetrain.masks.view import Single, View
 
 
@@ -41,7 +41,7 @@ class Chooser:
         span: Span,
     ) -> None:
         self.config = config
-        self.seed = seed
+        self.seed, self.span = seed, span
         self.everything = parameters
         self.method, self.schedule = timing(config, span)
         self.distribution = config.distribution.build()
@@ -116,11 +116,11 @@ class Chooser:
         progress: float,
         budget: float | None = None,
     ) -> dict[str, Moment]:
-        weights, signal, forward = self.view.gather(weights), self.view.gather(signal), self.view.masks(masks.masks)
+        weights, signals, forward = self.view.gather(weights), self.view.gather(signal), self.view.masks(masks.masks)
         draft = {
             name: Moment(
                 name=name,
-                weight=weights[name],
+                weights=weights,
                 mask=forward[name],
                 layout=layout,
                 count=0,
@@ -128,7 +128,7 @@ class Chooser:
                 budget=0,
                 progress=progress,
                 generator=generator_for(self.seed, name, masks.epoch + 1),
-                signal=signal.get(name),
+                signals=signals,
             )
             for name, layout in self.layouts.items()
         }
@@ -142,6 +142,17 @@ class Chooser:
             )
             for name, moment in draft.items()
         }
+
+    @property
+    def only_largest(self) -> bool:
+        """Return whether of a signal nothing matters but the largest magnitudes, as many as will be active."""
+        counted = type(self.method).allocate is MaskMethod.allocate and self.config.distribution.name != "global"
+        single = all(layout.groups * layout.size == 1 for layout in self.layouts.values())
+        return self.method.grows_largest and counted and single and isinstance(self.view, Single)
+
+    def rooms(self, step: int) -> dict[str, int]:
+        """Return how many weights each tensor has after an update at `step`, where `only_largest`."""
+        return self.counts(aims(self.method, self.schedule, self.span, self.config.sparsity, step)[0], {})
 
     def counts(self, target: float, moments: Mapping[str, Moment]) -> dict[str, int]:
         """Return the active weights of each tensor at a target sparsity: rules first, the distribution for the rest.

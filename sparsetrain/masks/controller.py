@@ -19,35 +19,18 @@ from sparsetrain.masks.chooser import Chooser
 from sparsetrain.masks.explored import Explored
 from sparsetrain.masks.forces import Forces
 from sparsetrain.masks.hidden import hidden
+from sparsetrain.masks.lazy import Lazy
 from sparsetrain.masks.learning import Learning
 from sparsetrain.masks.maskset import MaskSet
+from sparsetrain.masks.methods.base import MaskMethod
 from sparsetrain.masks.probe import Probe
+from sparsetrain.masks.report import Report
 from sparsetrain.masks.rewinding import Rewinding
 from sparsetrain.masks.saved import fitting
 from sparsetrain.masks.schedule import Span
 from sparsetrain.masks.sources import Mean, Means, SparseMean, alone, alone_at
 from sparsetrain.masks.timing import aims
-
-
-@dataclasses.dataclass(frozen=True)
-class Report:
-    """One mask update: epoch reached, weights dropped from and grown into the forward set, grown / active, sparsity
-    aimed at and had, share of the structure's units that is out, share of the weights that have ever been active
-    (ITOP's R_s). Couplings that share weights leave fewer of them than of units. `rewound`: all weights have gone back
-    to an early step and the optimizer has forgotten everything; what else the caller keeps between steps, an exchange's
-    residuals say, has to be forgotten too."""
-
-    epoch: int
-    dropped: int
-    grown: int
-    churn: float
-    sparsity: float
-    target_sparsity: float
-    unit_sparsity: float
-    explored: float
-    old: MaskSet
-    new: MaskSet
-    rewound: bool = False
+from sparsetrain.masks.view import Single
 
 
 class MaskController:
@@ -85,6 +68,9 @@ class MaskController:
         updates = self.schedule.updates() if self.method.changes else []
         means = Means(mean or alone, sparse_mean or alone_at)
         self.source = self.method.source(self.method, updates, means, self.chooser.layouts, self.span)
+        if self.chooser.only_largest:
+            self.source.rooms = self.chooser.rooms
+        self.held: Mapping[str, Tensor] | None = None
         self.owed = False  # an update whose scores were not finite waits for the next step that can take it
         self.method.begin({name: parameter.detach() for name, parameter in self.parameters.items()})
         self.learning = None
@@ -175,7 +161,7 @@ class MaskController:
         Does nothing in steps that the method does not watch. Collective: every rank must call it.
         """
         if self.watches(step):
-            local = {name: gradients[name] for name in self.parameters}
+            local = Lazy(self.parameters, lambda name: gradients[name])
             self.source.observe(step, self._weights(), local, self.masks)
 
     def step(self, step: int, optimizer: torch.optim.Optimizer | None) -> Report | None:
@@ -215,7 +201,7 @@ class MaskController:
     ) -> Report:
         old, self.masks = self.masks, new
         fresh = self.chooser.view.fresh(old, new, self.parameters, self.chooser.seed)
-        for name, weight in self.method.settle(old, new, self._weights(), dict(signal)).items():
+        for name, weight in self.method.settle(old, new, self._weights(), signal).items():
             self.parameters[name].copy_(weight)
         transition.apply(old, new, self.parameters, optimizer, self.dormant)
         transition.begin(self.parameters, fresh)
@@ -267,7 +253,8 @@ class MaskController:
         """Set the weights outside the update sets to zero; `where`, because 0 * nan is nan."""
         for name, update in self.masks.limits.items():
             parameter = self.parameters[name]
-            parameter.copy_(torch.where(update, parameter, 0.0))
+            if parameter.shape == update.shape:  # else there are no others
+                parameter.copy_(torch.where(update, parameter, 0.0))
 
     @torch.no_grad()
     def mask_gradients(self) -> None:
@@ -275,7 +262,8 @@ class MaskController:
         parameters = {**self.parameters, **self.learned}
         for name, update in self.limits.items():
             parameter = parameters[name]
-            if parameter.grad is not None:
+            # Of another shape it is of active weights alone.
+            if parameter.grad is not None and parameter.grad.shape == update.shape:
                 parameter.grad = torch.where(update, parameter.grad, 0.0)
 
     @torch.no_grad()
@@ -326,16 +314,31 @@ class MaskController:
         kept = {key: tensor for key, tensor in state.items() if key != "owed"}
         for key, tensor in kept.items():
             name = key.rpartition("/")[2]
-            if name in self.parameters and tensor.shape != self.parameters[name].shape:
-                raise ValueError(f"scores of {name}: {tuple(tensor.shape)}, not {tuple(self.parameters[name].shape)}")
+            shape = self.masks.masks[name].shape if name in self.masks.masks else tensor.shape
+            if tensor.shape != shape:
+                raise ValueError(f"scores of {name}: {tuple(tensor.shape)}, not {tuple(shape)}")
         owed = state.get("owed", torch.zeros(1))
         if not bool(torch.isfinite(owed).all()):
             raise ValueError("scores/owed is not finite")
         self.owed = bool(owed.sum())
         self.source.load_state(kept)
 
-    def _weights(self) -> dict[str, Tensor]:
+    def hold(self, weights: Mapping[str, Tensor]) -> None:
+        """Look at weights there, in their shapes, where parameters hold those of the update sets alone."""
+        self.held = weights
+
+    @property
+    def piecewise(self) -> bool:
+        """Return whether an update looks at `hold`'s weights one at a time and writes none of them: who holds them
+        brings them to the new masks."""
+        own = self.learning is None and self.rewinding is None and not self.dormant
+        plain = isinstance(self.chooser.view, Single) and type(self.method).settle is MaskMethod.settle
+        return self.held is not None and own and plain
+
+    def _weights(self) -> Mapping[str, Tensor]:
         """Return the weights, the dormant in their places."""
+        if self.held is not None:
+            return self.held
         weights = {name: parameter.detach() for name, parameter in self.parameters.items()}
         return weights | {name: weights[name] + asleep for name, asleep in self.dormant.items()}
 

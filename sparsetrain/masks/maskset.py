@@ -103,6 +103,14 @@ class MaskSet:
         return None
 
 
+def spread(values: Tensor, mask: Tensor | None) -> Tensor:
+    """Return a tensor of the mask's shape with `values` at its places and zeros elsewhere; what is whole already as it
+    is."""
+    if mask is None or values.shape == mask.shape:
+        return values
+    return torch.zeros(mask.shape, dtype=values.dtype, device=values.device).masked_scatter_(mask, values)
+
+
 def _unpacked(name: str, packed: Tensor, like: Tensor) -> Tensor:
     bits = packed.cpu().numpy()
     if bits.dtype != np.uint8 or bits.shape != (-(-like.numel() // 8),):

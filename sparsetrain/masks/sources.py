@@ -15,10 +15,14 @@ import torch
 from torch import Tensor
 
 from sparsetrain.masks.layout import Layout
+from sparsetrain.masks.lazy import Lazy
 from sparsetrain.masks.maskset import MaskSet
 from sparsetrain.masks.schedule import Span
+from sparsetrain.masks.thin import Thin
 
 Tensors = dict[str, Tensor]
+Values = Mapping[str, Tensor]  # the same where tensors may be made one at a time
+Rooms = Callable[[int], Mapping[str, int]]  # a step -> how many weights tensors hold at most after its update
 Layouts = Mapping[str, Layout]
 Mean = Callable[[Mapping[str, Tensor]], Tensors]  # local tensors by name -> their means over ranks; collective
 # (local values of all tensors in the order of their layouts, ascending places that this rank proposes, each layout with
@@ -50,6 +54,7 @@ class Source(abc.ABC):
     `method` computes contributions; `updates` are the steps at which masks change; `means` cross ranks.
     """
 
+    rooms: Rooms | None = None  # where only the largest values of each tensor matter, as many as it has room for
     wire: ClassVar[str]  # bytes that a rank gives for one update, in words, N being the masked weights
     dense: ClassVar[bool] = True  # whether what it watches are the gradients of all weights
 
@@ -64,17 +69,18 @@ class Source(abc.ABC):
         self.layouts = layouts
         self.span = span
         self.kept: Tensors = {}
+        self.thin: dict[str, Thin] = {}
 
     @abc.abstractmethod
     def watches(self, step: int) -> bool:
         """Return whether the gradients of the step that makes `step` finished ones are wanted."""
 
     @abc.abstractmethod
-    def observe(self, step: int, weights: Tensors, gradients: Tensors, masks: MaskSet) -> None:
+    def observe(self, step: int, weights: Values, gradients: Values, masks: MaskSet) -> None:
         """Look at the local gradients of a step. Collective where the source says that something crosses ranks."""
 
     @abc.abstractmethod
-    def take(self) -> Tensors | None:
+    def take(self) -> Values | None:
         """Return the signal by name, equal on all ranks, or None when it is not finite. Collective likewise."""
 
     def state(self) -> Tensors:
@@ -99,10 +105,10 @@ class Replicated(Source):
         """See Source."""
         return False
 
-    def observe(self, step: int, weights: Tensors, gradients: Tensors, masks: MaskSet) -> None:
+    def observe(self, step: int, weights: Values, gradients: Values, masks: MaskSet) -> None:
         """See Source."""
 
-    def take(self) -> Tensors | None:
+    def take(self) -> Values | None:
         """Return nothing to look at."""
         return {}
 
@@ -116,14 +122,34 @@ class MeanGradient(Source):
         """See Source."""
         return step in self.due
 
-    def observe(self, step: int, weights: Tensors, gradients: Tensors, masks: MaskSet) -> None:
+    def observe(self, step: int, weights: Values, gradients: Values, masks: MaskSet) -> None:
         """See Source. Collective."""
-        self.kept = self.mean(gradients)
+        rooms = self.rooms(step) if self.rooms is not None else {}
+        self.kept, self.thin = {}, {}
+        # Tensor by tensor: a mean and what it is made of need not be there all at once.
+        for name in gradients:
+            mean = self.mean({name: gradients[name]})[name]
+            if name in rooms:
+                self.thin[name] = Thin.of(mean, max(1, rooms[name]))
+            else:
+                self.kept[name] = mean
 
-    def take(self) -> Tensors | None:
+    def take(self) -> Values | None:
         """See Source."""
-        signal, self.kept = self.kept, {}
-        return signal if finite(signal) else None
+        kept, thin = self.kept, self.thin
+        self.kept, self.thin = {}, {}
+        if not finite(kept) or not all(each.finite for each in thin.values()):
+            return None
+        return Lazy([*kept, *thin], lambda name: thin[name].dense() if name in thin else kept[name])
+
+    def state(self) -> Tensors:
+        """See Source."""
+        return {**self.kept, **{name: each.dense() for name, each in self.thin.items()}}
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """See Source."""
+        super().load_state(state)
+        self.thin = {}
 
 
 class ActiveGradient(MeanGradient):
@@ -132,7 +158,7 @@ class ActiveGradient(MeanGradient):
     wire = "2 x 4dN (P-1)/P"
     dense = False
 
-    def observe(self, step: int, weights: Tensors, gradients: Tensors, masks: MaskSet) -> None:
+    def observe(self, step: int, weights: Values, gradients: Values, masks: MaskSet) -> None:
         """See Source. Collective."""
         means = self.mean({name: gradient[masks.masks[name]] for name, gradient in gradients.items()})
         self.kept = {}
@@ -153,14 +179,14 @@ class Accumulated(Source):
         """See Source."""
         return bool(self.updates) and step <= self.updates[-1]
 
-    def observe(self, step: int, weights: Tensors, gradients: Tensors, masks: MaskSet) -> None:
+    def observe(self, step: int, weights: Values, gradients: Values, masks: MaskSet) -> None:
         """See Source."""
         self.kept = self.kept or {name: torch.zeros_like(gradients[name], dtype=torch.float32) for name in gradients}
         parts = {name: self.method.contribution(weights[name], gradient) for name, gradient in gradients.items()}
         if finite(parts):
             self.kept = {name: self.method.decay * self.kept[name] + part for name, part in parts.items()}
 
-    def take(self) -> Tensors | None:
+    def take(self) -> Values | None:
         """See Source. Collective."""
         return self.mean(self.kept) if self.kept else None
 
@@ -192,14 +218,14 @@ class Curvature(Windowed):
     Squares of means, not means of the ranks' squares: those would depend on the number of ranks.
     """
 
-    def observe(self, step: int, weights: Tensors, gradients: Tensors, masks: MaskSet) -> None:
+    def observe(self, step: int, weights: Values, gradients: Values, masks: MaskSet) -> None:
         """See Source. Collective."""
         squares = {name: mean.square() for name, mean in self.mean(gradients).items()}
         if finite(squares):
             self.kept |= {name: self.kept.get(name, 0.0) + square for name, square in squares.items()}
             self.kept["count"] = self.kept.get("count", torch.zeros(1)) + 1
 
-    def take(self) -> Tensors | None:
+    def take(self) -> Values | None:
         """See Source."""
         total, self.kept = self.kept, {}
         count = total.pop("count", torch.zeros(1))
@@ -209,13 +235,13 @@ class Curvature(Windowed):
 class Gradients(Windowed):
     """The mean gradients of the window themselves, [steps, *shape] of each tensor: window x 4N bytes of memory."""
 
-    def observe(self, step: int, weights: Tensors, gradients: Tensors, masks: MaskSet) -> None:
+    def observe(self, step: int, weights: Values, gradients: Values, masks: MaskSet) -> None:
         """See Source. Collective."""
         means = self.mean(gradients)
         if finite(means):
             self.kept |= {f"{step:010d}/{name}": mean.float() for name, mean in means.items()}
 
-    def take(self) -> Tensors | None:
+    def take(self) -> Values | None:
         """See Source."""
         kept, self.kept = self.kept, {}
         names = dict.fromkeys(key.partition("/")[2] for key in kept)

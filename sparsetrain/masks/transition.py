@@ -25,13 +25,15 @@ def apply(
 
     Coordinates in the update set before and after keep everything; dropped and grown ones get weight 0 and first
     moments 0; grown ones get the mean second moment of those that stayed. Weights of the tensors in `dormant` wait
-    there instead, and come back from there.
+    there instead, and come back from there. What is held as the values of its update set alone is left as it is.
     """
     for name in new.masks:
         before, after = old.update(name), new.update(name)
         if torch.equal(before, after):
             continue
         parameter, stayed = parameters[name], before & after
+        if parameter.shape != after.shape:  # who holds only the active ones brings them to the new masks
+            continue
         if name in dormant:
             asleep = torch.where(before, parameter, dormant[name])
             parameter.copy_(torch.where(after, asleep, 0.0))

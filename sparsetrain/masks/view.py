@@ -27,7 +27,7 @@ class View(abc.ABC):
     at_least_one_unit = False  # True: a subject without any unit would cut the model in two
 
     @abc.abstractmethod
-    def gather(self, tensors: Mapping[str, Tensor]) -> Tensors:
+    def gather(self, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """Return figures by subject from figures by parameter; empty where those are."""
 
     @abc.abstractmethod
@@ -63,9 +63,9 @@ class Single(View):
         self.parameters = list(shapes)
         self.layouts = {name: structure.layout(name, shape) for name, shape in shapes.items()}
 
-    def gather(self, tensors: Mapping[str, Tensor]) -> Tensors:
+    def gather(self, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """See View."""
-        return dict(tensors)
+        return tensors
 
     def masks(self, masks: Mapping[str, Tensor]) -> Tensors:
         """See View."""

@@ -77,7 +77,7 @@ def _label(axes: Any) -> None:
         if 0 < len(axis.get_legend_handles_labels()[0]) <= 24:
             axis.legend(fontsize=8)
     logarithmic(axes[0][1])
-    if axes[0][2].get_lines():
+    if any(value > 0 for line in axes[0][2].get_lines() for value in line.get_ydata()):
         axes[0][2].set_yscale("log")
 
 

@@ -46,12 +46,12 @@ WAYS = {
 STOPS = (2, 4, 6, 8, 10)
 
 
-def compare(world: World, folder: str, optimizer: str) -> list[str]:
+def compare(world: World, folder: str, optimizer: str, compute: str) -> list[str]:
     """Return the ways in which a killed and resumed run is not the straight one, and where it differs."""
     wrong = []
     for number, (way, settings) in enumerate(WAYS.items()):
         momentum = optimizer == "sgd" and "dgc" in way
-        wanted = (OPTIMIZERS["plain" if momentum else optimizer], *settings, "checkpoint.every=2")
+        wanted = (OPTIMIZERS["plain" if momentum else optimizer], *settings, "checkpoint.every=2", f"compute={compute}")
         root = pathlib.Path(folder) / str(number)
         straight = trained(world, root / "a", wanted)
         stopped = Trainer(build(job(*wanted), world), root / "b", lambda line: None)
@@ -77,7 +77,7 @@ def trained(world: World, folder: pathlib.Path, wanted: tuple[str, ...]) -> dict
 
 @pytest.mark.timeout(300)
 @pytest.mark.slow
-@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
-def test_killed_and_resumed_is_straight_in_every_way(tmp_path, optimizer):
-    body = functools.partial(compare, folder=str(tmp_path), optimizer=optimizer)
+@pytest.mark.parametrize(("optimizer", "compute"), [("sgd", "masked"), ("adamw", "masked"), ("adamw", "sparse")])
+def test_killed_and_resumed_is_straight_in_every_way(tmp_path, optimizer, compute):
+    body = functools.partial(compare, folder=str(tmp_path), optimizer=optimizer, compute=compute)
     assert gloo_ranks(2, body, seconds=280) == [[], []]

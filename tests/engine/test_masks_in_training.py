@@ -13,6 +13,7 @@ from sparsetrain import registry
 from sparsetrain.collective.world import World
 from sparsetrain.config.errors import JobError
 from sparsetrain.engine import checkpoint
+from sparsetrain.engine.compact import refusal
 from sparsetrain.engine.state import build
 from sparsetrain.engine.trainer import Trainer, train
 
@@ -44,6 +45,11 @@ def tensors(folder: pathlib.Path) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("method", METHODS)
 def test_any_method_resumes_bit_for_bit_one_step_after_an_update(tmp_path, method, optimizer):
     check_resume(tmp_path, (*options(method), f"optimizer.name={optimizer}"))
+
+
+@pytest.mark.parametrize("method", [name for name in METHODS if not refusal(job(*options(name)))])
+def test_any_method_resumes_bit_for_bit_where_only_active_weights_are_held(tmp_path, method):
+    check_resume(tmp_path, (*options(method), "optimizer.name=adamw", "compute=sparse"))
 
 
 @pytest.mark.parametrize("method", ["set", "acdc", "movement"])

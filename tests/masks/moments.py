@@ -35,7 +35,9 @@ def moment(weight: Tensor, mask: Tensor, count: int, **given: Any) -> Moment:
         "progress": 0.0,
         "generator": generator_for(0, "w", 1),
     }
-    return Moment(**{"weight": weight, "mask": mask, "count": count, **plain, **given})
+    name, signal = given.get("name", "w"), given.pop("signal", None)
+    held = {"weights": {name: weight}, "signals": {} if signal is None else {name: signal}}
+    return Moment(**{**held, "mask": mask, "count": count, **plain, **given})
 
 
 def present(weight: Tensor, mask: Tensor, update: Tensor, **given: Any) -> Present:

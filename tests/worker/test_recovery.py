@@ -53,6 +53,24 @@ def test_a_rank_dies_and_its_replacement_makes_no_difference(tmp_path, straight,
         assert said[number][1]["eval/loss"] == straight["sgd"]["eval/loss"]
 
 
+@pytest.mark.parametrize(("point", "step"), [("masks", 4), ("changed", 4), ("forward", 4)])
+def test_neither_does_it_where_only_active_weights_are_held(tmp_path, point, step):
+    wanted = (*options("adamw"), "compute=sparse")
+    digests = set()
+    for fault in (None, Fault(point, step)):
+        with Company(tmp_path / point / str(fault), *wanted) as company:
+            for number in range(2):
+                company.hire(number, fault if number == 1 else None)
+            said = company.group(0, 1)
+            if fault is not None:
+                assert {number: word for number, (word, _) in said.items()} == {0: "lost", 1: "dead"}
+                company.hire(2)
+                said = company.group(0, 2)
+        assert all(word == "result" for word, _ in said.values()), said
+        digests |= {value["weights_digest"] for _, value in said.values()}
+    assert len(digests) == 1
+
+
 @pytest.mark.parametrize(("point", "step"), [("word", 3), ("word", 5), ("changed", 4), ("recorded", 4)])
 def test_survivors_that_are_one_apart_come_together(tmp_path, straight, point, step):
     """Rank 0 gives up where rank 1 dies, rank 2 knows nothing of it and goes ahead."""
@@ -96,6 +114,7 @@ KINDS = [
     ("exchange.regime=lowrank", "exchange.rank=1", "masks=null"),
     ("masks=null",),
     ("exchange.every=2", "exchange.outer.momentum=0.5"),
+    ("compute=sparse", "exchange.every=2", "exchange.outer.momentum=0.5"),
 ]
 
 
@@ -165,6 +184,9 @@ WAYS = [
     ((GROUPS,), "exchange", 6),
     ((GROUPS, "exchange.error_feedback=ef21"), "arrived", 5),
     (("exchange.collective=gtopk",), "word", 6),
+    (("compute=sparse", ADAMW), "changed", 4),
+    (("compute=auto", ADAMW), "agreed", 4),
+    (("compute=sparse", "exchange.every=4", ADAMW, "train.evaluate_every=4"), "exchange", 7),
     (("exchange.error_feedback=dgc", "optimizer.momentum=0", "train.accumulate=2"), "recorded", 6),
 ]
 FEWER = ("exchange.error_feedback=ef21", "exchange.every=4", "exchange.collective=ok_topk", GROUPS)
@@ -207,5 +229,22 @@ def test_every_row_is_written_once(tmp_path, who):
         company.hire(3)
         order = [3 if number == who else number for number in range(3)]
         assert all(word == "result" for word, _ in company.group(*order).values())
-    rows = [json.loads(line)["train/step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    assert rows == [2, 4, 6, 8, 10, 12]
+    assert steps_of(tmp_path) == [2, 4, 6, 8, 10, 12]
+
+
+@pytest.mark.parametrize("row", [3, 6])
+def test_a_row_that_died_with_its_writer_is_written_again(tmp_path, row):
+    """Rank 0 has all numbers of a row and dies before it writes them; the others believe that it is done."""
+    with Company(tmp_path, *options("sgd")) as company:
+        for number in range(3):
+            company.hire(number, Fault("write", 2 * row) if number == 0 else None)
+        said = company.group(0, 1, 2)
+        assert {number: word for number, (word, _) in said.items()} == {0: "dead", 1: "lost", 2: "lost"}
+        assert steps_of(tmp_path) == [2 * n for n in range(1, row)]
+        company.hire(3)
+        assert all(word == "result" for word, _ in company.group(1, 2, 3).values())
+    assert steps_of(tmp_path) == [2, 4, 6, 8, 10, 12]
+
+
+def steps_of(folder):
+    return [json.loads(line)["train/step"] for line in (folder / "metrics.jsonl").read_text().splitlines()]

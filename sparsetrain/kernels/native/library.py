@@ -12,6 +12,7 @@ from torch import Tensor
 from sparsetrain.kernels.corrupt import CorruptCode
 from sparsetrain.kernels.native.memory import Blocks
 from sparsetrain.kernels.native.openmp import openmp_calls
+from sparsetrain.kernels.pattern import Pattern
 from sparsetrain.kernels.reference.index_code import IndexCodes
 from sparsetrain.kernels.reference.select import Range
 from sparsetrain.kernels.reference.value_code import ValueCodes
@@ -30,6 +31,11 @@ ARGUMENTS = {
     "st_merge": [POINTER, POINTER, POINTER, INT, POINTER, LONG, FLOAT, INT],
     "st_combine": [POINTER, POINTER, LONG, POINTER, POINTER, LONG, POINTER, POINTER],
     "st_scatter_add": [POINTER, POINTER, LONG, POINTER, FLOAT, INT],
+    "st_spmm": [*(POINTER,) * 4, LONG, LONG, POINTER, LONG, POINTER, POINTER, INT, INT],
+    "st_sddmm": [*(POINTER,) * 3, LONG, LONG, POINTER, POINTER, LONG, POINTER, INT, INT],
+    "st_expand": [POINTER, POINTER, POINTER, LONG, LONG, POINTER, INT],
+    "st_collect": [POINTER, POINTER, POINTER, LONG, LONG, POINTER, INT],
+    "st_reorder": [POINTER, POINTER, LONG, POINTER, INT],
     "st_use_openmp": [POINTER, POINTER, POINTER],
     "st_checksum": [POINTER, LONG],
     "st_check_ascending": [POINTER, LONG, LONG],
@@ -56,6 +62,9 @@ RESULTS = {
     "st_combine": LONG,
     "st_scatter_add": None,
     "st_use_openmp": None,
+    "st_expand": None,
+    "st_collect": None,
+    "st_reorder": None,
     "st_deltas_bytes": LONG,
     "st_checksum": ctypes.c_uint64,
     **{name: None for name in ARGUMENTS if name.startswith("st_encode")},
@@ -148,6 +157,45 @@ class Library(IndexCodes, ValueCodes):
         given = [part for at, v in (left, right) for part in (at.data_ptr(), v.data_ptr(), at.numel())]
         count = self.calls.st_combine(*given, indices.data_ptr(), values.data_ptr())
         return indices[:count], values[:count]
+
+    def spmm(self, pattern: Pattern, values: Tensor, x: Tensor, bias: Tensor | None, together: bool) -> Tensor:
+        """Return what `kernels.spmm` promises."""
+        y = _empty((len(x), pattern.rows), torch.float32)
+        matrix = (*_laid(pattern), values.data_ptr(), pattern.rows, pattern.width)
+        given = (x.data_ptr(), len(x), None if bias is None else bias.data_ptr())
+        if self.calls.st_spmm(*matrix, *given, y.data_ptr(), together, torch.get_num_threads()):
+            raise MemoryError(f"no scratch memory for {pattern.rows} x {pattern.width} weights")
+        return y
+
+    def sddmm(self, pattern: Pattern, x: Tensor, dy: Tensor, together: bool) -> Tensor:
+        """Return what `kernels.sddmm` promises."""
+        gradient = (_empty if len(x) else _zeros)(pattern.count, torch.float32)
+        given = (x.data_ptr(), dy.data_ptr(), len(x), gradient.data_ptr(), together, torch.get_num_threads())
+        if self.calls.st_sddmm(*_laid(pattern), pattern.rows, pattern.width, *given):
+            raise MemoryError(f"no scratch memory for {pattern.rows} x {pattern.width} weights")
+        return gradient
+
+    def expand(self, pattern: Pattern, values: Tensor) -> Tensor:
+        """Return what `kernels.expand` promises."""
+        out = _empty((pattern.rows, pattern.width), torch.float32)
+        given = (*_laid(pattern)[:2], values.data_ptr(), pattern.rows, pattern.width, out.data_ptr())
+        self.calls.st_expand(*given, torch.get_num_threads())
+        return out
+
+    def collect(self, pattern: Pattern, dense: Tensor) -> Tensor:
+        """Return what `kernels.collect` promises."""
+        values = _empty(pattern.count, torch.float32)
+        given = (*_laid(pattern)[:2], dense.data_ptr(), pattern.rows, pattern.width, values.data_ptr())
+        self.calls.st_collect(*given, torch.get_num_threads())
+        return values
+
+    def reorder(self, values: Tensor, order: Tensor) -> Tensor:
+        """Return what `kernels.turned` promises."""
+        out = _empty(order.numel(), torch.float32)
+        self.calls.st_reorder(
+            values.data_ptr(), order.data_ptr(), order.numel(), out.data_ptr(), torch.get_num_threads()
+        )
+        return out
 
     def checksum(self, data: Tensor) -> int:
         """Return the unfolded 64-bit sum."""
@@ -244,7 +292,15 @@ def _fresh(old: Tensor | None, parts: Sequence[Tensor]) -> tuple[object, ...]:
     return None if old is None else old.data_ptr(), addresses, lengths, count
 
 
-def _empty(count: int, dtype: torch.dtype) -> Tensor:
+def _laid(pattern: Pattern) -> tuple[int, int, int]:
+    return pattern.starts.data_ptr(), pattern.columns.data_ptr(), pattern.segments.data_ptr()
+
+
+def _zeros(count: int, dtype: torch.dtype) -> Tensor:
+    return torch.zeros(count, dtype=dtype, device="cpu")
+
+
+def _empty(count: int | tuple[int, int], dtype: torch.dtype) -> Tensor:
     # Whatever default device and type the caller's program has set: an address on the CPU is handed on.
     return torch.empty(count, dtype=dtype, device="cpu")
 

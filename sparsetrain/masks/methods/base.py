@@ -13,22 +13,22 @@ from torch import Tensor
 from sparsetrain.masks.layout import Layout
 from sparsetrain.masks.maskset import MaskSet
 from sparsetrain.masks.present import Present
-from sparsetrain.masks.sources import Replicated, Source, Tensors
+from sparsetrain.masks.sources import Replicated, Source, Tensors, Values
 
 
 @dataclasses.dataclass(frozen=True)
 class Moment:
     """What a method may look at in one tensor when it chooses the next mask; equal on all ranks.
 
-    `weight` and `mask` (the forward set) are the present ones. `signal` is what the method's source gave for this
-    tensor, None where the source gives nothing. `count` is the number of weights to be active, a whole number of the
-    layout's units; `update_count` the same for the update set, `budget` what the schedule allows in the end, less than
-    `count` where the method grows above it for a while. `progress` is the share of the schedule's span that is
-    over, `last` says that no update follows; `generator` is keyed by seed, tensor and mask epoch.
+    `mask` is the present forward set; `weights`, and the `signals` of the method's source, are of all tensors. `count`
+    is the number of weights to be active, a whole number of the layout's units; `update_count` the same for the update
+    set, `budget` what the schedule allows in the end, less than `count` where the method grows above it for a while.
+    `progress` is the share of the schedule's span that is over, `last` says that no update follows; `generator` is
+    keyed by seed, tensor and mask epoch.
     """
 
     name: str
-    weight: Tensor
+    weights: Mapping[str, Tensor]
     mask: Tensor
     layout: Layout
     count: int
@@ -36,14 +36,25 @@ class Moment:
     budget: int
     progress: float
     generator: torch.Generator
-    signal: Tensor | None = None
+    signals: Mapping[str, Tensor] = dataclasses.field(default_factory=dict)
     last: bool = False
+
+    @property
+    def weight(self) -> Tensor:
+        """Return the present weights; they may be made anew each time."""
+        return self.weights[self.name]
+
+    @property
+    def signal(self) -> Tensor | None:
+        """Return what the source gave for this tensor, None where it gives nothing."""
+        return self.signals.get(self.name)
 
     def given(self) -> Tensor:
         """Return the signal. Raises ValueError where the source has given none."""
-        if self.signal is None:
+        signal = self.signal
+        if signal is None:
             raise ValueError("this method needs the signal of its source")
-        return self.signal
+        return signal
 
 
 class MaskMethod(abc.ABC):
@@ -58,6 +69,7 @@ class MaskMethod(abc.ABC):
     changes: ClassVar[bool] = True  # False: the first mask stays
     at_init: ClassVar[bool] = False  # True: an AtInit, whose mask is chosen before the first step
     starts_dense: ClassVar[bool] = False
+    grows_largest: ClassVar[bool] = False  # True: of its signal only the largest magnitudes of a tensor matter
     grows: ClassVar[bool] = True  # False: what is pruned stays pruned, so no schedule's sparsity may fall
     ranks_globally: ClassVar[bool] = False  # True: `saliency` may be compared across tensors
     structures: ClassVar[tuple[str, ...]] = ()  # the only ones that the rule makes sense for; none named: all
@@ -123,7 +135,7 @@ class MaskMethod(abc.ABC):
         """Look at the first weights by name, before any is masked."""
         return
 
-    def settle(self, old: MaskSet, new: MaskSet, weights: Tensors, signal: Tensors) -> Tensors:
+    def settle(self, old: MaskSet, new: MaskSet, weights: Values, signal: Values) -> Tensors:
         """Return the weights, by name, that take other values at an update on which all ranks have agreed.
 
         Called once an update, before the weights follow the masks: what the method learns from it, it learns here.

@@ -11,7 +11,7 @@ from sparsetrain.config.numbers import NotNegative
 from sparsetrain.masks.maskset import MaskSet
 from sparsetrain.masks.methods.base import MaskMethod, Moment
 from sparsetrain.masks.present import Present
-from sparsetrain.masks.sources import Tensors
+from sparsetrain.masks.sources import Tensors, Values
 
 
 class DeepR(MaskMethod):
@@ -49,7 +49,7 @@ class DeepR(MaskMethod):
         kept = active & ~crossed
         return layout.expand(layout.fill(kept, lots, quota)).to(moment.mask.device)
 
-    def settle(self, old: MaskSet, new: MaskSet, weights: Tensors, signal: Tensors) -> Tensors:
+    def settle(self, old: MaskSet, new: MaskSet, weights: Values, signal: Values) -> Tensors:
         """Return zeros for weights that have crossed and come back all the same."""
         crossed = {name: self._crossed(name, weights[name]) for name in new.masks}
         back = {name: crossed[name] & old.masks[name] & mask for name, mask in new.masks.items()}

@@ -14,7 +14,7 @@ from sparsetrain.masks.maskset import MaskSet
 from sparsetrain.masks.methods.base import MaskMethod, Moment
 from sparsetrain.masks.reallocation import STRUCTURES, reallocated
 from sparsetrain.masks.select import best
-from sparsetrain.masks.sources import Tensors
+from sparsetrain.masks.sources import Tensors, Values
 
 
 class DSR(MaskMethod):
@@ -47,7 +47,7 @@ class DSR(MaskMethod):
         kept = best(layout.pool(moment.weight.abs()), standing.sum(1).clamp(max=quota), among=standing)
         return layout.expand(kept | best(layout.pool(lots), quota - kept.sum(1), among=~kept)).to(moment.mask.device)
 
-    def settle(self, old: MaskSet, new: MaskSet, weights: Tensors, signal: Tensors) -> Tensors:
+    def settle(self, old: MaskSet, new: MaskSet, weights: Values, signal: Values) -> Tensors:
         """Move the threshold: half of it after 10 % more than what should have been dropped, twice after 10 % less."""
         active = sum(old.counts().values())
         below = sum(int((mask & (weights[name].abs() < self.threshold)).sum()) for name, mask in old.masks.items())

@@ -13,7 +13,7 @@ from sparsetrain.masks.maskset import MaskSet
 from sparsetrain.masks.methods.base import Moment
 from sparsetrain.masks.methods.straight_through import StraightThrough
 from sparsetrain.masks.saved import fitting
-from sparsetrain.masks.sources import Tensors
+from sparsetrain.masks.sources import Tensors, Values
 
 
 class Learned(StraightThrough):
@@ -75,7 +75,7 @@ class Learned(StraightThrough):
         """Return all weights, after the last update those of the mask."""
         return mask if moment.last else torch.ones_like(mask)
 
-    def settle(self, old: MaskSet, new: MaskSet, weights: Tensors, signal: Tensors) -> Tensors:
+    def settle(self, old: MaskSet, new: MaskSet, weights: Values, signal: Values) -> Tensors:
         """Return, at the last update, what the forward pass makes of the weights."""
         if not new.limits:
             return {}

@@ -28,6 +28,7 @@ class RigL(Regrower):
         share: Density = 0.045
 
     needs_masked_gradients = True
+    grows_largest = True
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)

@@ -12,7 +12,7 @@ from sparsetrain.config.numbers import Above0, Few
 from sparsetrain.masks.maskset import MaskSet
 from sparsetrain.masks.methods.base import Moment
 from sparsetrain.masks.methods.pruner import Pruner
-from sparsetrain.masks.sources import Gradients, Tensors
+from sparsetrain.masks.sources import Gradients, Tensors, Values
 
 AT_ONCE = 1 << 22  # numbers of inverse matrices in memory at a time
 
@@ -42,7 +42,7 @@ class WoodFisher(Pruner):
             parts.append(weight.square() / (2.0 * inverse.diagonal(dim1=1, dim2=2)))
         return _whole(parts, moment.weight)
 
-    def settle(self, old: MaskSet, new: MaskSet, weights: Tensors, signal: Tensors) -> Tensors:
+    def settle(self, old: MaskSet, new: MaskSet, weights: Values, signal: Values) -> Tensors:
         """Return the weights with what optimal brain surgeon adds to those that stay: of all changes that make the
         removed ones zero, the one of least loss to second order, taken jointly in each block."""
         changed = {}

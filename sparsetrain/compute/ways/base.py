@@ -1,0 +1,38 @@
+"""What a way to multiply declares: which layers and masks it is for, and the two passes."""
+
+from __future__ import annotations
+
+import abc
+from typing import Any
+
+from torch import Tensor
+
+from sparsetrain.compute.geometry import Geometry
+from sparsetrain.config.component import NoOptions
+from sparsetrain.kernels.pattern import Pattern
+
+
+class Way(abc.ABC):
+    """Multiplies by a weight of which only the values at the places of a mask are kept, in ascending flat order.
+
+    All ways give the same results to rounding: those of the dense layer whose masked weights are zero. A way is made
+    anew when the mask changes.
+    """
+
+    Config = NoOptions
+
+    def __init__(self, geometry: Geometry, mask: Tensor, pattern: Pattern) -> None:
+        self.geometry, self.pattern = geometry, pattern
+
+    @classmethod
+    def refuses(cls, geometry: Geometry, mask: Tensor, pattern: Pattern) -> str:
+        """Return why this way is not for a mask of a layer; nothing where it is."""
+        return ""
+
+    @abc.abstractmethod
+    def forward(self, x: Tensor, values: Tensor, bias: Tensor | None) -> Tensor:
+        """Return what the layer gives out."""
+
+    @abc.abstractmethod
+    def backward(self, x: Tensor, values: Tensor, dy: Tensor, wanted: tuple[bool, bool]) -> tuple[Any, Any]:
+        """Return the gradients of input and values, those that are wanted."""
