@@ -21,7 +21,7 @@ from sparsetrain.engine.checkpoint import About, CheckpointError, Tensors
 from sparsetrain.engine.pieces import BROKEN, SHARED
 from sparsetrain.engine.store import Store, Stored, open_store
 from sparsetrain.launch.run import find_folder
-from sparsetrain.masks.maskset import UPDATE, MaskSet
+from sparsetrain.masks.maskset import UPDATE, MaskSet, spread
 from sparsetrain.masks.saved import check_inactive
 
 SAMPLES = 64  # at most in the batch that outputs are compared on
@@ -132,7 +132,6 @@ def _restore(job: Job, model: Any, stored: Stored) -> tuple[About, MaskSet]:
     """Put a checkpoint's weights into the model as evaluation sees them. Raises CheckpointError, and what BROKEN
     names."""
     about, tensors, packed = stored.about(), stored.read("model"), stored.read("masks")
-    checkpoint.load_model(checkpoint.model_tensors(model), tensors, stored.name)
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise CheckpointError(f"{stored.name}: {name} is not finite")
@@ -143,6 +142,8 @@ def _restore(job: Job, model: Any, stored: Stored) -> tuple[About, MaskSet]:
         raise CheckpointError(f"{stored.name}: a mask of {unknown[0]}, which the model does not have")
     like = {name: tensor for name, tensor in parameters.items() if name in named}
     masks = MaskSet.from_packed(packed, like, about.mask_epoch)
+    tensors = {name: _whole(tensor, masks.update(name) if name in like else None) for name, tensor in tensors.items()}
+    checkpoint.load_model(checkpoint.model_tensors(model), tensors, stored.name)
     learned = _check_masks(job, masks, about.step)
     trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
     if not learned and checkpoint.digest_of({name: tensors[name] for name in trained}) != about.weights_digest:
@@ -151,6 +152,13 @@ def _restore(job: Job, model: Any, stored: Stored) -> tuple[About, MaskSet]:
     for name, mask in masks.masks.items():
         parameters[name].copy_(torch.where(mask, parameters[name], 0.0))
     return about, masks
+
+
+def _whole(tensor: Tensor, update: Tensor | None) -> Tensor:
+    """Return a weight in its shape: a run may hold the values of its update set alone."""
+    if update is None or not tensor.ndim == 1 < update.ndim or len(tensor) != int(update.sum()):
+        return tensor
+    return spread(tensor, update)
 
 
 def _check_masks(job: Job, masks: MaskSet, step: int) -> bool:

@@ -295,6 +295,16 @@ def test_what_counts_is_what_evaluation_sees(tmp_path, monkeypatch):
         assert bool((saved[name][~mask] != 0).any())
 
 
+def test_weights_that_a_run_holds_as_values_alone_are_exported_whole(tmp_path):
+    run = finished(tmp_path, "mlp", RIGL, compute="sparse")
+    saved = load_file(run / "checkpoints/step_00000004/model.safetensors")
+    assert saved["layers.0.weight"].ndim == 1
+    found = load_trained(str(run), None, print)
+    mask = found.masks.masks["layers.0.weight"]
+    assert torch.equal(found.tensors["layers.0.weight"][mask], saved["layers.0.weight"])
+    assert not found.tensors["layers.0.weight"][~mask].any()
+
+
 def test_masks_that_are_still_learned_are_refused(tmp_path, monkeypatch, capsys):
     masks = {"method": "str", "sparsity": 0.8, "every": 2, "end": 1.0}
     finished(tmp_path, "mlp", masks, train={"steps": 8, "batch_size": 4}, checkpoint={"every": 2, "keep": 9})
