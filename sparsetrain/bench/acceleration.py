@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from sparsetrain.bench.peak import Peak
 from sparsetrain.bench.table import render
 from sparsetrain.collective.world import World
 from sparsetrain.compute.layer import MASKED
@@ -22,8 +23,12 @@ from sparsetrain.engine.engine import Engine
 from sparsetrain.engine.evaluate import evaluate
 from sparsetrain.engine.state import build
 from sparsetrain.engine.trainer import Trainer
+from sparsetrain.masks.lazy import Lazy
 
-COLUMNS = ("weights", "step_ms", "speedup", "forward_backward_ms", "state_mib", "of_dense", "eval_loss")
+COLUMNS = (
+    *("weights", "step_ms", "speedup", "forward_backward_ms", "eval_loss"),
+    *("state_mib", "of_dense", "peak_mib", "peak_of_dense"),
+)
 LAYERS = ("layer", "shape", "density", "way", "dense_ms", "chosen_ms", "speedup")
 SETTLING = 3  # steps that are not counted: the optimizer's state and the exchange's buffers are made in them
 
@@ -54,15 +59,16 @@ def measure(job: str, overrides: Sequence[str], compute: str, steps: int, rounds
 
     `rows` has COLUMNS for dense weights, masked dense weights and the job with `compute`, which take turns of `steps`
     steps, `rounds` times; `speedup` is over the faster of the first two, median over rounds. `state_mib` is what `held`
-    says. `layers` has LAYERS for each layer whose way was measured. Raises JobError for a job without masks or one that
-    needs whole weights.
+    says, `peak_mib` that and the most of other tensors that are alive beside a forward and backward pass, in a step
+    that changes masks. `layers` has LAYERS for each layer whose way was measured. Raises JobError for a job without
+    masks or one that needs whole weights.
     """
     if steps < 1 or rounds < 1 or threads < 1 or compute == "masked":
         raise ValueError("want at least 1 step, 1 round and 1 thread, and a compute other than masked")
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
-    total = SETTLING + steps * rounds
-    settings = (*overrides, f"train.steps={max(total, 2)}", "cluster.workers=1", "log.wandb.mode=disabled")
+    total = 4 * (SETTLING + steps * rounds)  # so that masks change behind what is timed, too
+    settings = (*overrides, f"train.steps={total}", "cluster.workers=1", "log.wandb.mode=disabled")
     kinds = {"dense": ("masks=null",), "masked": ("compute=masked",), compute: (f"compute={compute}",)}
     try:
         jobs = {name: load_job(job, (*settings, *own)) for name, own in kinds.items()}
@@ -91,6 +97,7 @@ def _result(runners: Sequence[Runner], steps: int) -> dict[str, Any]:
     turns = {r.name: [sum(r.seconds[i : i + steps]) for i in range(0, len(r.seconds), steps)] for r in runners}
     best = [min(pair) for pair in zip(turns["dense"], turns["masked"], strict=True)]
     sizes = {runner.name: held(runner.trainer) for runner in runners}
+    peaks = {runner.name: sizes[runner.name] + beside(runner.trainer) for runner in runners}
     rows = []
     for runner in runners:
         state = runner.trainer.state
@@ -100,17 +107,21 @@ def _result(runners: Sequence[Runner], steps: int) -> dict[str, Any]:
             1e3 * statistics.median(turns[runner.name]) / steps,
             statistics.median(base / own for base, own in zip(best, turns[runner.name], strict=True)),
             1e3 * statistics.median(runner.passes),
+            loss,
             sizes[runner.name] / 2**20,
             sizes[runner.name] / sizes["dense"],
-            loss,
+            peaks[runner.name] / 2**20,
+            peaks[runner.name] / peaks["dense"],
         )
         rows.append(dict(zip(COLUMNS, values, strict=True)))
     return {"rows": rows, "layers": _layers(runners[-1].trainer.state.engine)}
 
 
 def _layers(engine: Engine) -> list[dict[str, Any]]:
-    rows = []
-    for name, timed in engine.said.items() if isinstance(engine, CompactEngine) else ():
+    rows: list[dict[str, Any]] = []
+    if not isinstance(engine, CompactEngine):
+        return rows
+    for name, timed in engine.said.items():
         layer = engine.layers[name]
         dense, own = timed.seconds.get(MASKED), timed.seconds.get(timed.chosen)
         shape = "x".join(map(str, layer.geometry.shape))
@@ -118,6 +129,24 @@ def _layers(engine: Engine) -> list[dict[str, Any]]:
         times = [1e3 * each if each else None for each in (dense, own)]
         rows.append(dict(zip(LAYERS, (name, shape, layer.pattern.density, timed.chosen, *times, speedup), strict=True)))
     return rows
+
+
+def beside(trainer: Trainer) -> int:
+    """Return the most bytes of tensors beside those of `held` in a step that changes masks, its forward and backward
+    pass, and what that keeps for later, apart. Trains until there is one."""
+    state = trainer.state
+    while True:
+        epoch = state.masks.masks.epoch if state.masks is not None else 0
+        trainer._set_learning_rate()
+        trainer._forward_backward()
+        with Peak() as peak:
+            if state.masks is not None and state.masks.watches(state.step + 1):
+                gradients = Lazy(state.masks.parameters, state.engine.dense_gradient)
+                state.masks.observe(state.step + 1, gradients)
+            trainer.stepped(state.update.step(state.step + 1, False))
+            trainer._change_masks()
+        if state.masks is None or state.masks.masks.epoch > epoch:
+            return peak.most
 
 
 def held(trainer: Trainer) -> int:

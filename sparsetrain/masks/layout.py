@@ -38,7 +38,8 @@ class Layout:
 
     def pool(self, scores: Tensor) -> Tensor:
         """Return the mean score of each unit, float64 [groups, units] on the CPU; rank for rank the same bits."""
-        return self.arranged(scores.detach()).double().mean(2)
+        scores = self.arranged(scores.detach()).double()
+        return scores.squeeze(2) if self.size == 1 else scores.mean(2)
 
     def active(self, mask: Tensor) -> Tensor:
         """Return which units are wholly active, bool [groups, units]."""

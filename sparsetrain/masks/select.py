@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+LONG = 1 << 14  # columns of a row that is not sorted
 LOWEST = torch.finfo(torch.float64).min
 
 
@@ -15,6 +16,8 @@ def best(scores: Tensor, quota: int | Tensor, among: Tensor | None = None) -> Te
     Raises ValueError when a candidate's score is NaN or a row has too few candidates.
     """
     rows, columns = scores.shape
+    if rows == 1 and columns >= LONG:
+        return _longest(scores[0].double(), int(quota), None if among is None else among[0]).unsqueeze(0)
     values = scores.double()
     quotas = torch.full((rows,), quota) if isinstance(quota, int) else quota
     available = torch.full((rows,), columns) if among is None else among.sum(1)
@@ -29,6 +32,25 @@ def best(scores: Tensor, quota: int | Tensor, among: Tensor | None = None) -> Te
     order = torch.sort(values, dim=1, descending=True, stable=True).indices
     chosen = torch.zeros(rows, columns, dtype=torch.bool)
     return chosen.scatter_(1, order, torch.arange(columns) < quotas.unsqueeze(1))
+
+
+def _longest(scores: Tensor, quota: int, among: Tensor | None) -> Tensor:
+    """Return what `best` does of a single long row, without sorting it."""
+    candidates = scores if among is None else scores[among]
+    if torch.isnan(candidates).any():
+        raise ValueError("a score is not a number")
+    if not 0 <= quota <= candidates.numel():
+        raise ValueError(f"cannot choose {quota} of {candidates.numel()} weights")
+    if quota == 0:
+        return torch.zeros_like(scores, dtype=torch.bool)
+    least = torch.topk(candidates, quota, sorted=False).values.min()
+    chosen = scores > least
+    equal = scores == least
+    if among is not None:
+        chosen &= among
+        equal &= among
+    chosen[torch.nonzero(equal).flatten()[: quota - int(chosen.sum())]] = True
+    return chosen
 
 
 def top(scores: Tensor, k: int, among: Tensor | None = None) -> Tensor:

@@ -3,6 +3,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sparsetrain.masks import select
 from sparsetrain.masks.select import best, top
 
 
@@ -33,3 +34,25 @@ def test_large_scores_and_minus_infinity_do_not_let_outsiders_in():
 def test_each_row_has_its_own_quota():
     chosen = best(torch.tensor([[1.0, 3, 2], [1, 1, 1]]), torch.tensor([1, 2]))
     assert chosen.tolist() == [[False, True, False], [True, True, False]]
+
+
+@given(
+    st.lists(st.sampled_from([-float("inf"), -1.0, 0.0, 0.5, 3e38, float("inf")]), min_size=1, max_size=40), st.data()
+)
+def test_a_long_row_is_chosen_from_without_sorting_and_alike(scores, data):
+    among = data.draw(st.none() | st.lists(st.booleans(), min_size=len(scores), max_size=len(scores)))
+    k = data.draw(st.integers(0, len(scores) if among is None else sum(among)))
+    row = torch.tensor([scores], dtype=torch.float64)
+    inside = None if among is None else torch.tensor([among])
+    found = []
+    for long in (1, 1000):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(select, "LONG", long)
+            found.append(best(row, k, inside))
+    assert torch.equal(*found) and int(found[0].sum()) == k
+
+
+def test_a_long_row_refuses_what_a_short_one_does(monkeypatch):
+    monkeypatch.setattr(select, "LONG", 1)
+    test_nan_and_impossible_counts_are_refused()
+    test_large_scores_and_minus_infinity_do_not_let_outsiders_in()
