@@ -15,6 +15,7 @@ import click
 from sparsetrain.bench.verb import Verbs
 from sparsetrain.bench.verbs import bench
 from sparsetrain.config.errors import JobError
+from sparsetrain.export.command import export
 from sparsetrain.registry import KINDS, nearest
 
 
@@ -315,6 +316,7 @@ def doctor(words: tuple[str, ...], cluster: bool, as_json: bool) -> None:
 
 
 cli.add_command(bench)
+cli.add_command(export)
 
 
 def main(arguments: list[str] | None = None) -> None:

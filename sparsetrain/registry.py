@@ -147,6 +147,15 @@ KINDS: dict[str, dict[str, str]] = {
         "tensorboard": "sparsetrain.track.tensorboard:TensorBoardSink",
         "wandb": "sparsetrain.track.wandb:WandbSink",
     },
+    "format": {
+        "safetensors": "sparsetrain.export.formats.dense:Safetensors",
+        "compressed": "sparsetrain.export.formats.compressed:Compressed",
+        "csr": "sparsetrain.export.formats.matrices:CSR",
+        "bsr": "sparsetrain.export.formats.matrices:BSR",
+        "2:4": "sparsetrain.export.formats.two_four:TwoFour",
+        "onnx": "sparsetrain.export.formats.onnx:Onnx",
+        "shrunk": "sparsetrain.export.formats.shrunk:Shrunk",
+    },
 }
 
 # The methods that each kind of class must have; docs/bring-your-own.md says what they do.
@@ -168,6 +177,7 @@ METHODS: dict[str, tuple[str, ...]] = {
     "launcher": ("plan",),
     "engine": ("begin", "backward", "step"),
     "sink": ("log", "close"),
+    "format": ("unfit", "write", "read"),
 }
 
 

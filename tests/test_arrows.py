@@ -7,7 +7,8 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent / "sparsetrain"
 ARROWS = {
-    "cli": {"launch", "bench", "doctor", "track", "plan"},
+    "cli": {"launch", "bench", "doctor", "track", "plan", "export"},
+    "export": {"launch", "bench", "worker", "engine", "masks", "kernels", "track"},
     "doctor": {"worker", "track", "kernels"},
     "plan": {"engine", "gradient", "masks", "collective", "kernels", "models", "data", "track"},
     "bench": {"plan", "launch", "engine", "gradient", "masks", "collective", "compute", "kernels", "models", "data"},

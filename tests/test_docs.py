@@ -1,6 +1,7 @@
 """The page on classes of one's own holds what it shows."""
 
 import dataclasses
+import json
 import pathlib
 import re
 import shutil
@@ -18,6 +19,7 @@ from sparsetrain.config.errors import JobError
 from sparsetrain.config.job import Log
 from sparsetrain.config.load import load_job, parse
 from sparsetrain.engine.state import build
+from sparsetrain.export import load
 from sparsetrain.launch.wandb_sweep import export
 
 TEXT = (pathlib.Path(__file__).parent.parent / "docs/bring-your-own.md").read_text()
@@ -115,3 +117,12 @@ def test_the_page_on_looking_names_what_is_there():
     sections = set(re.findall(r"^\| ([A-Z][a-z ]+?)(?: \(.*?\))? \|", text, re.MULTILINE))
     source = (pathlib.Path(__file__).parent.parent / "sparsetrain/track/page.py").read_text()
     assert sections == set(re.findall(r'_section\(\s*"([^"]+)"', source)) - {"Figures"}
+
+
+def test_the_page_on_exports_names_every_format_and_what_load_offers():
+    text = (pathlib.Path(__file__).parent.parent / "docs/export.md").read_text()
+    assert set(re.findall(r"^\| `([^`]+)` \|", text, re.MULTILINE)) == set(registry.names("format"))
+    (calls,) = re.findall(r"```python\nimport load\n(.*?)```", text, re.DOTALL)
+    assert all(hasattr(load, name) for name in re.findall(r"load\.(\w+)\(", calls))
+    (entries,) = re.findall(r"```json\n(.*?)```", text, re.DOTALL)
+    assert set(json.loads(entries)) == {"float32"}

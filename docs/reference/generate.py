@@ -43,6 +43,7 @@ KINDS = {
     "mask_schedule": "Schedules of masks (`masks.schedule`)",
     "regulariser": "Regularisers (`masks.regulariser`)",
     "launcher": "Launchers (`cluster.launcher`)",
+    "format": "Formats (`sparsetrain export --format`)",
 }
 
 

@@ -54,10 +54,11 @@ def complete(root: pathlib.Path) -> list[pathlib.Path]:
     return sorted((path for path, step in found.items() if step is not None), key=lambda path: found[path] or 0)
 
 
-def write_tensors(path: pathlib.Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write `tensors` to a safetensors file and force it to the disk. Raises OSError."""
+def write_tensors(path: pathlib.Path, tensors: Mapping[str, Tensor], told: Mapping[str, str] | None = None) -> None:
+    """Write `tensors` to a safetensors file, `told` as its metadata, and force it to the disk. Raises OSError."""
+    metadata = None if told is None else dict(told)
     try:
-        save_file({key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}, path)
+        save_file({key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}, path, metadata)
     except SafetensorError as error:  # a full disk, say
         raise OSError(f"{path.name}: {error}") from error
     sync(path)

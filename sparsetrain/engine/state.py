@@ -224,7 +224,12 @@ def maskable(model: Any, parameters: dict[str, nn.Parameter]) -> list[str]:
 
 def couplings(masks: Masks, model: Any) -> tuple[Coupling, ...]:
     """Return what the model says of itself, where the structure asks for it. Raises JobError for what are none."""
-    if not getattr(registry.load("structure", masks.structure.name), "couples", "") or not hasattr(model, "couplings"):
+    return couplings_of(model) if getattr(registry.load("structure", masks.structure.name), "couples", "") else ()
+
+
+def couplings_of(model: Any) -> tuple[Coupling, ...]:
+    """Return what the model says of itself, nothing where it does not. Raises JobError for what are no couplings."""
+    if not hasattr(model, "couplings"):
         return ()
     try:
         found = tuple(model.couplings())

@@ -29,9 +29,9 @@ class Coupled(View):
         self, structure: Structure, couplings: Sequence[Coupling], parameters: Mapping[str, nn.Parameter]
     ) -> None:
         shapes = {name: tuple(parameter.shape) for name, parameter in parameters.items()}
-        self.makes = {each.name: [(s.parameter, _places(each, s, shapes)) for s in each.makes] for each in couplings}
-        self.reads = {each.name: [(s.parameter, _places(each, s, shapes)) for s in each.reads] for each in couplings}
-        _check_apart(couplings)
+        self.makes = {each.name: [(s.parameter, places_of(each, s, shapes)) for s in each.makes] for each in couplings}
+        self.reads = {each.name: [(s.parameter, places_of(each, s, shapes)) for s in each.reads] for each in couplings}
+        check_apart(couplings)
         held = {parameter for slices in self._slices().values() for parameter, _ in slices}
         self.parameters = [name for name in parameters if name in held]
         self.like = {name: parameters[name] for name in self.parameters}
@@ -120,7 +120,7 @@ def declared(couplings: Sequence[Coupling], kind: str, structure: str) -> list[C
     return found
 
 
-def _places(coupling: Coupling, part: Slice, shapes: Mapping[str, tuple[int, ...]]) -> Tensor:
+def places_of(coupling: Coupling, part: Slice, shapes: Mapping[str, tuple[int, ...]]) -> Tensor:
     """Return the flat positions of a slice's weights, int64 [units, weights]."""
     shape = shapes.get(part.parameter)
     if shape is None:
@@ -137,7 +137,7 @@ def _places(coupling: Coupling, part: Slice, shapes: Mapping[str, tuple[int, ...
     return runs.transpose(0, 1).reshape(coupling.units, -1)
 
 
-def _check_apart(couplings: Sequence[Coupling]) -> None:
+def check_apart(couplings: Sequence[Coupling]) -> None:
     """Raise JobError where two couplings hold one axis of one parameter, or one makes nothing."""
     axes: dict[tuple[str, int], str] = {}
     for each in couplings:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from collections.abc import Mapping
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -26,6 +27,7 @@ class CNN(Classifier):
 
     def __init__(self, config: Config) -> None:
         super().__init__()
+        self.config = config
         c = config.channels
         self.first = nn.Conv2d(1, c, 3, padding=1)
         self.second = nn.Conv2d(c, 2 * c, 3, padding=1)
@@ -52,6 +54,12 @@ class CNN(Classifier):
             )
             for name, behind in itertools.pairwise(chain)
         ]
+
+    def resized(self, units: Mapping[str, int]) -> Config | None:
+        """Return the Config of this network with so many units in each of its couplings; None where none says it."""
+        if units["second"] != 2 * units["first"]:
+            return None
+        return dataclasses.replace(self.config, channels=units["first"], hidden=units["hidden"])
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.max_pool2d(self.first(x).relu(), 2)

@@ -18,7 +18,7 @@ class Block(nn.Module):
 
     def __init__(self, width: int, heads: int, dropout: float) -> None:
         super().__init__()
-        self.heads = heads
+        self.head_width = width // heads
         self.dropout = dropout
         self.norm_attention = nn.LayerNorm(width)
         self.qkv = nn.Linear(width, 3 * width)
@@ -28,12 +28,13 @@ class Block(nn.Module):
         self.contract = nn.Linear(4 * width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        batch, length, width = x.shape
-        heads = (batch, length, self.heads, width // self.heads)
-        q, k, v = (part.view(heads).transpose(1, 2) for part in self.qkv(self.norm_attention(x)).split(width, dim=2))
+        # How many heads there are, the rows say: a model that was shrunk has fewer.
+        heads = (-1, self.head_width)
+        parts = self.qkv(self.norm_attention(x)).chunk(3, dim=2)
+        q, k, v = (part.unflatten(2, heads).transpose(1, 2) for part in parts)
         dropout = self.dropout if self.training else 0.0
         mixed = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)
-        x = x + F.dropout(self.project(mixed.transpose(1, 2).reshape(batch, length, width)), dropout, self.training)
+        x = x + F.dropout(self.project(mixed.transpose(1, 2).flatten(2)), dropout, self.training)
         return x + F.dropout(self.contract(F.gelu(self.expand(self.norm_mlp(x)))), dropout, self.training)
 
 

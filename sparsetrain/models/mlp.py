@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from collections.abc import Mapping
 
 from torch import Tensor, nn
 
@@ -25,6 +26,7 @@ class MLP(Classifier):
 
     def __init__(self, config: Config) -> None:
         super().__init__()
+        self.config = config
         self.widths = (config.inputs, *config.hidden, config.classes)
         self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in itertools.pairwise(self.widths))
 
@@ -44,6 +46,10 @@ class MLP(Classifier):
             )
             for n, units in enumerate(self.widths[1:-1])
         ]
+
+    def resized(self, units: Mapping[str, int]) -> Config:
+        """Return the Config of this network with so many units in each of its couplings."""
+        return dataclasses.replace(self.config, hidden=tuple(units[f"layers.{n}"] for n in range(len(self.widths) - 2)))
 
     def forward(self, x: Tensor) -> Tensor:
         x = x.flatten(1)

@@ -29,6 +29,7 @@ TARGETS = {
     "job_file": "job_file:JobFiles",
     "handover": "handover:Handovers",
     "json": "json_files:JsonFiles",
+    "export": "export_file:ExportFiles",
 }
 ADDRESSES = 3 << 30  # bytes beyond those at the start: what a length in a file asks for must not be taken
 NOTE = 10.0  # seconds between two notes of the tally

@@ -9,7 +9,15 @@ from hypothesis import strategies as st
 from tests.fuzz.__main__ import TARGETS, target_of
 from tests.fuzz.engine import Fuzzer
 
-COUNTS = {"payload": 5000, "codes": 5000, "handover": 1000, "json": 500, "job_file": 200, "checkpoint": 300}
+COUNTS = {
+    "payload": 5000,
+    "codes": 5000,
+    "handover": 1000,
+    "json": 500,
+    "job_file": 200,
+    "checkpoint": 300,
+    "export": 1000,
+}
 
 
 @functools.cache
