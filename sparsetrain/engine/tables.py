@@ -19,7 +19,7 @@ from sparsetrain.track.notes import Histogram, Note, Table
 
 BINS = 64
 SAMPLED = 1 << 20  # values of the residual, evenly apart, that a histogram looks at
-LAYERS = ("name", "shape", "parameters", "density", "active", "regime", "residual_norm", "weight_norm")
+LAYERS = ("name", "shape", "parameters", "density", "active", "way", "regime", "residual_norm", "weight_norm")
 RANKS = ("rank", "node", "step_s", "exchange_s", "data_s", "sent_bytes", "residual_norm", "memory_gib")
 DECISIONS = ("exchange", "mask_epoch", "chosen", "candidate", "predicted_s", "measured_s", "bytes_per_step", "why")
 
@@ -71,15 +71,16 @@ def notes(state: RunState) -> list[Note]:
 
 def _layers(state: RunState, residuals: dict[str, Tensor], regimes: dict[str, str]) -> Table:
     masks = state.masks.masks.masks if state.masks is not None else {}
-    rows = []
+    rows, ways = [], state.engine.ways()
     for name, parameter in state.parameters.items():
         count = state.elements(name)
         active = int(masks[name].sum()) if name in masks else count
         residual = float(residuals[name].norm()) if name in residuals else None
         weight = float(parameter.detach().norm()) if count else None
         shape = "x".join(map(str, masks[name].shape if name in masks else parameter.shape))
-        regime = regimes.get(name, "dense")
-        rows.append((name, shape, count, active / max(1, count), active, regime, _finite(residual), _finite(weight)))
+        way, regime = ways.get(name, "masked" if name in masks else "dense"), regimes.get(name, "dense")
+        norms = (_finite(residual), _finite(weight))
+        rows.append((name, shape, count, active / max(1, count), active, way, regime, *norms))
     return Table("layers", LAYERS, tuple(rows))
 
 

@@ -135,10 +135,10 @@ def test_packed_gives_the_bits_of_masked_dense_on_two_ranks_across_updates(metho
     assert packed == dense
 
 
-def flipped(world: World, what: str) -> int:
+def flipped(world: World, what: str, settings: tuple[str, ...]) -> int:
     """Flip one bit on rank 1 after step 2 and return the step at which the run went on to."""
-    settings = ("masks.agreement_every=3", "masks.method=topkast")
-    trainer = Trainer(build(job(*settings), world), pathlib.Path("unused"), quiet)
+    trainer = Trainer(build(job("masks.agreement_every=3", *settings), world), pathlib.Path("unused"), quiet)
+    trainer._choose()
     while trainer.state.step < 6:
         trainer.train_step()
         if trainer.state.step == 1 and world.rank == 1:
@@ -147,17 +147,18 @@ def flipped(world: World, what: str) -> int:
                 mask = masks.masks.masks[name].view(-1)
                 mask[mask.int().argmax()] = False
             else:
-                with torch.no_grad():
-                    masks.parameters[name].view(-1)[masks.masks.masks[name].view(-1).int().argmax()] += 1.0
+                held = masks.parameters[name].detach()
+                held.view(-1)[0 if held.ndim == 1 else masks.masks.masks[name].view(-1).int().argmax()] += 1.0
     return trainer.state.step
 
 
 @pytest.mark.timeout(120)
+@pytest.mark.parametrize("settings", [("masks.method=topkast",), ("compute=sparse",)])
 @pytest.mark.parametrize(("what", "error"), [("mask", "MaskDisagreement"), ("weights", "ReplicasDiffer")])
-def test_one_flipped_bit_is_caught_within_an_agreement_interval_and_named(what, error):
+def test_one_flipped_bit_is_caught_within_an_agreement_interval_and_named(what, error, settings):
     says = rf"{error}: .*ranks \[1\] .*first at blocks\.0\.expand\.weight\[\d+\]: .* on rank 0, .* on rank 1"
     with pytest.raises(AssertionError, match=says):
-        gloo_ranks(2, functools.partial(flipped, what=what))
+        gloo_ranks(2, functools.partial(flipped, what=what, settings=settings))
 
 
 def test_an_update_between_two_exchanges_is_refused():
