@@ -9,8 +9,8 @@ constexpr int64_t ROWS = 64;  // outputs that are turned at a time
 
 // Adds (or stores) for each entry of a row the product of two rows of tiles, summed over samples.
 template <int N>
-__attribute__((noinline)) void dot_row(const int32_t* columns, int64_t begin, int64_t end, const float* inputs, const float* output, bool adds,
-                    float* gradient) {
+__attribute__((noinline)) void dot_row(const int32_t* columns, int64_t begin, int64_t end, const float* inputs,
+                                       const float* output, bool adds, float* gradient) {
     constexpr int64_t WIDE = N * LANES;
     Floats given[N];
     for (int v = 0; v < N; v++) given[v] = load_floats(output + v * LANES);
@@ -93,12 +93,12 @@ struct Gradient {
 
 // gradient[j] = sum over samples of dy[sample, row of j] * x[sample, columns[j]]; see st_spmm. Each thread has rows of
 // its own, so their number changes no bit. Returns 1 without memory.
-ST_API int32_t st_sddmm(const int32_t* starts, const int32_t* columns, const int32_t* segments, int64_t rows, int64_t width,
-                        const float* x, const float* dy, int64_t batch, float* gradient, int32_t together,
+ST_API int32_t st_sddmm(const int32_t* starts, const int32_t* columns, const int32_t* segments, int64_t rows,
+                        int64_t width, const float* x, const float* dy, int64_t batch, float* gradient, int32_t together,
                         int32_t threads) {
     using namespace st;
     const Gradient product{columns, segments, rows, width, x, dy, gradient, together != 0};
-    const int wanted = threads_for(starts[rows] * std::min<int64_t>(batch, 64) / 8 + batch * (rows + width) / 4, threads);
+    const int wanted = threads_for(work_of(starts, rows, width, batch), threads);
     std::atomic<int32_t> failed{0};
     Team::run(wanted, [&](Team& team, int member) {
         thread_local Scratch scratch;
@@ -111,7 +111,8 @@ ST_API int32_t st_sddmm(const int32_t* starts, const int32_t* columns, const int
         const int64_t last = part_of_rows(starts, rows, 4, member + 1, team.size());
         for (int64_t t = 0; t < tiles_of(batch); t++) {
             const Tile tile = tile_at(t, batch);
-            with_vectors(tile.vectors, [&](auto n) { product.run<decltype(n)::value>(tile, first, last, t > 0, memory); });
+            with_vectors(tile.vectors,
+                         [&](auto n) { product.run<decltype(n)::value>(tile, first, last, t > 0, memory); });
         }
     });
     return failed;

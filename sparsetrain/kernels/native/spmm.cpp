@@ -6,10 +6,13 @@ namespace st {
 namespace {
 
 constexpr int64_t ROWS = 64;  // results that are turned at a time: whole cache lines of each sample
+constexpr int64_t AHEAD = 6;  // entries whose vectors are under way: which come next the processor cannot guess
 
-// Sums of one row's entries over columns that lie in `tile` [columns, N * LANES], added to `out`.
+// Sums of one row's entries over columns that lie in `tile` [columns, N * LANES], added to `out`; `last` is the last
+// entry of all rows.
 template <int N>
-__attribute__((noinline)) void add_row(const int32_t* columns, const float* values, int64_t begin, int64_t end, const float* tile, float* out) {
+__attribute__((noinline)) void add_row(const int32_t* columns, const float* values, int64_t begin, int64_t end,
+                                       int64_t last, const float* tile, float* out) {
     constexpr int64_t WIDE = N * LANES;
     // A sum waits for the one before: few vectors need several sums each to keep the processor busy.
     constexpr int SETS = N >= 8 ? 1 : N >= 4 ? 2 : 4;
@@ -20,6 +23,8 @@ __attribute__((noinline)) void add_row(const int32_t* columns, const float* valu
     int64_t j = begin;
     for (; j + SETS <= end; j += SETS)
         for (int s = 0; s < SETS; s++) {
+            const float* next = tile + columns[std::min(j + s + AHEAD, last)] * WIDE;
+            for (int64_t line = 0; line < WIDE; line += LINE) __builtin_prefetch(next + line);
             const float* from = tile + columns[j + s] * WIDE;
             const Floats value = all_of(values[j + s]);
             for (int v = 0; v < N; v++) sum[s][v] = multiply_add(value, load_floats(from + v * LANES), sum[s][v]);
@@ -94,7 +99,7 @@ struct Product {
              float* sums) const {
         if (!together) {
             for (int64_t i = first; i < last; i++)
-                add_row<N>(columns, values, begins[i], ends[i], tile, sums + (i - first) * N * LANES);
+                add_row<N>(columns, values, begins[i], ends[i], starts[rows] - 1, tile, sums + (i - first) * N * LANES);
             return;
         }
         for (int64_t i = first; i < last; i += TOGETHER) {
@@ -142,7 +147,7 @@ ST_API int32_t st_spmm(const int32_t* starts, const int32_t* columns, const int3
     using namespace st;
     const Product product{starts, columns, segments, values, rows, width, x, bias, y, together != 0};
     const int64_t tiles = tiles_of(batch);
-    const int wanted = threads_for(starts[rows] * std::min<int64_t>(batch, 64) / 8 + batch * (rows + width) / 4, threads);
+    const int wanted = threads_for(work_of(starts, rows, width, batch), threads);
     std::atomic<int32_t> failed{0};
     Team::run(wanted, [&](Team& team, int member) {
         // Whole tiles for each thread where there are enough of them, else parts of the rows.

@@ -117,12 +117,15 @@ inline void turn(const float* from, int64_t from_step, float* to, int64_t to_ste
 #endif
 
 // Turns `rows` x `columns` values of any number.
-__attribute__((noinline)) static void turn_all(const float* from, int64_t from_step, int64_t rows, int64_t columns, float* to, int64_t to_step) {
+__attribute__((noinline)) static void turn_all(const float* from, int64_t from_step, int64_t rows, int64_t columns,
+                                               float* to, int64_t to_step) {
     const int64_t whole_rows = rows - rows % TURN, whole_columns = columns - columns % TURN;
     for (int64_t i = 0; i < whole_rows; i += TURN)
-        for (int64_t j = 0; j < whole_columns; j += TURN) turn(from + i * from_step + j, from_step, to + j * to_step + i, to_step);
+        for (int64_t j = 0; j < whole_columns; j += TURN)
+            turn(from + i * from_step + j, from_step, to + j * to_step + i, to_step);
     for (int64_t i = 0; i < rows; i++)
-        for (int64_t j = i < whole_rows ? whole_columns : 0; j < columns; j++) to[j * to_step + i] = from[i * from_step + j];
+        for (int64_t j = i < whole_rows ? whole_columns : 0; j < columns; j++)
+            to[j * to_step + i] = from[i * from_step + j];
 }
 
 // A range of samples with the vectors that its rows have in a tile: 1, 2, 4 or 8.
@@ -154,8 +157,13 @@ inline void turn_in(const Tile& tile, const float* batch, int64_t step, int64_t 
             std::memset(to + c * width + tile.samples, 0, (width - tile.samples) * sizeof(float));
     // A strip of columns at a time: whole cache lines of each sample.
     for (int64_t c = 0; c < columns; c += 16)
-        turn_all(batch + tile.begin * step + first + c, step, tile.samples, std::min(int64_t(16), columns - c), to + c * width,
-                 width);
+        turn_all(batch + tile.begin * step + first + c, step, tile.samples, std::min(int64_t(16), columns - c),
+                 to + c * width, width);
+}
+
+// What a product takes, in elements that are worth a thread as those of a selection are.
+inline int64_t work_of(const int32_t* starts, int64_t rows, int64_t width, int64_t batch) {
+    return starts[rows] * std::min<int64_t>(batch, 64) / 8 + batch * (rows + width) / 4;
 }
 
 // Where a member's part of the rows begins, when a row costs as much as its entries and `extra` more: at a group's.
