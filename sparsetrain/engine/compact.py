@@ -23,12 +23,11 @@ from sparsetrain.engine.checkpoint import Tensors, load_optimizer
 from sparsetrain.engine.engine import Parts, gradient
 from sparsetrain.engine.operations import unchanged
 from sparsetrain.engine.torch_engine import TorchEngine
+from sparsetrain.masks.agreement import Gather
 from sparsetrain.masks.lazy import Lazy
 from sparsetrain.masks.maskset import MaskSet, spread
 from sparsetrain.masks.methods.base import MaskMethod
 from sparsetrain.masks.transition import moved
-
-Broadcast = Callable[[bytes], bytes]  # rank 0's bytes on all ranks; collective
 
 
 def refusal(job: Job) -> str:
@@ -64,11 +63,11 @@ class CompactEngine(TorchEngine):
         *,
         masks: Callable[[], MaskSet],
         bucketed: Callable[[list[str]], list[str]],
-        broadcast: Broadcast,
+        gather: Gather,
         example: tuple[Tensor, ...],
     ) -> None:
         super().__init__(TorchEngine.Config(), parts)
-        self.masks, self.broadcast = masks, broadcast
+        self.masks, self.gather = masks, gather
         layers, self.others = layers_of(self.model, masks().masks)
         names = bucketed(list(layers))
         for name in layers.keys() - set(names):
@@ -89,11 +88,6 @@ class CompactEngine(TorchEngine):
     def compact(self) -> frozenset[str]:
         """See Engine."""
         return frozenset(name for name in self.layers if self.parameters[name].ndim == 1)
-
-    @property
-    def stale(self) -> bool:
-        """See Engine."""
-        return any(layer.stale for layer in self.layers.values())
 
     def begin(self) -> None:
         """See Engine."""
@@ -193,13 +187,18 @@ class CompactEngine(TorchEngine):
 
     def choose(self) -> list[str]:
         """See Engine: rank 0 measures."""
-        undecided = [name for name, layer in self.layers.items() if layer.stale]
+        # A rank that was lost may have left some that know the choice and some that do not.
+        unsettled = {name for part in self.gather(self._stale()) for name in json.loads(part)}
+        undecided = [name for name in self.layers if name in unsettled]
+        if not undecided:
+            return []
         found = {name: self.chooser.choose(self.layers[name]) for name in undecided} if self.first else {}
-        chosen = json.loads(self.broadcast(json.dumps({n: timed.chosen for n, timed in found.items()}).encode()))
+        chosen = json.loads(self.gather(json.dumps({n: timed.chosen for n, timed in found.items()}).encode())[0])
         for name in undecided:
             self._choose(name, chosen[name])
         self.said |= found
-        return [f"compute: {name}: {timed.chosen}; {timed.why}" for name, timed in found.items()]
+        why = {name: f"; {timed.why}" for name, timed in found.items()}
+        return [f"compute: {name}: {self.layers[name].chosen}{why.get(name, '')}" for name in undecided]
 
     def ways(self) -> dict[str, str]:
         """See Engine."""
@@ -214,6 +213,9 @@ class CompactEngine(TorchEngine):
                 layer.choose(ways[name])
             size = (layer.pattern.count,) if layer.way is not None else layer.geometry.shape
             put(self.parameters[name], torch.empty(size, device=self.device))
+
+    def _stale(self) -> bytes:
+        return json.dumps([name for name, layer in self.layers.items() if layer.stale]).encode()
 
     @torch.no_grad()
     def _choose(self, name: str, way: str) -> None:

@@ -84,13 +84,9 @@ class Engine(abc.ABC):
         """Return `gradient` in the parameter's whole shape, unmasked where `watch` has asked for it."""
         return self.gradient(name)
 
-    @property
-    def stale(self) -> bool:
-        """Return whether it is open how some layers multiply; `choose` decides."""
-        return False
-
     def choose(self) -> list[str]:
-        """Decide how layers multiply where that is open, and return what rank 0 has to say about it. Collective."""
+        """Decide how layers multiply where that is open on some rank, and return a line for each of them; rank 0's say
+        why. Falls on an exchange. Collective."""
         return []
 
     def shaped(self, name: str, mean: Tensor) -> Tensor:

@@ -202,7 +202,7 @@ def _engine(parts: Parts, masks: MaskController | None, exchange: GradientExchan
         parts,
         masks=lambda: masks.masks,
         bucketed=lambda names: compacted(exchange.channels, names),
-        broadcast=lambda data: transport.gather_bytes(data, "control")[0],
+        gather=lambda data: transport.gather_bytes(data, "control"),
         example=example,
     )
 

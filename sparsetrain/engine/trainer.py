@@ -203,8 +203,8 @@ class Trainer:
             if report:
                 state.engine.follow(report.old, report.new)
             masks.check(state.step)
-        self._choose()
         if report:
+            self._choose()
             state.sync_masks()
         if report and report.rewound:
             state.forget()
@@ -217,9 +217,10 @@ class Trainer:
 
     def _choose(self) -> None:
         """Decide how layers multiply, where masks have left that open. Collective."""
-        if self.state.engine.stale:
-            for line in self.state.engine.choose():
-                self.log(line)
+        lines = self.state.engine.choose()
+        for line in lines:
+            self.log(line)
+        if lines:
             self.state.sync_masks()
 
     def _conclude(self, report: Report | None) -> None:

@@ -280,3 +280,22 @@ def trained(world: World, folder: str) -> tuple[bool, str]:
 def test_ranks_need_not_multiply_alike(tmp_path):
     found = gloo_ranks(2, functools.partial(unlike, folder=str(tmp_path)))
     assert [compact for compact, _ in found] == [True, False] and found[0][1] == found[1][1]
+
+
+def half_decided(world: World, folder: str) -> list[str]:
+    """Rank 1 has not heard what was chosen: all choose again, and nobody waits for ever."""
+    trainer = Trainer(build(job(*WIDE, "compute=sparse"), world), pathlib.Path(folder), quiet)
+    engine = trainer.state.engine
+    if world.rank == 0:
+        for layer in engine.layers.values():
+            layer.choose("masked")
+    trainer._choose()
+    trainer.train_step()
+    trainer.check_replicas()
+    trainer.close("finished")
+    return list(engine.ways().values())
+
+
+def test_all_choose_where_one_rank_has_not_heard(tmp_path):
+    found = gloo_ranks(2, functools.partial(half_decided, folder=str(tmp_path)))
+    assert found[0] == found[1] and set(found[0]) == {"sparse"}
