@@ -19,7 +19,6 @@ from sparsetrain.compute.choice import Chooser, Timed
 from sparsetrain.compute.layer import Layer, put
 from sparsetrain.compute.layers import layers_of
 from sparsetrain.config.job import Job
-from sparsetrain.engine.checkpoint import Tensors, load_optimizer
 from sparsetrain.engine.engine import Parts, gradient
 from sparsetrain.engine.operations import unchanged
 from sparsetrain.engine.torch_engine import TorchEngine
@@ -176,14 +175,6 @@ class CompactEngine(TorchEngine):
     def transitions(self) -> torch.optim.Optimizer | None:
         """See Engine."""
         return None
-
-    def load_state(self, tensors: Tensors, whole: bool) -> None:
-        """See Engine."""
-        load_optimizer(self.optimizer, dict(self.parameters), tensors, whole)
-
-    def load(self, tensors: Tensors, source: str) -> None:
-        """See Engine."""
-        super().load(tensors, source)
 
     def choose(self) -> list[str]:
         """See Engine: rank 0 measures."""
