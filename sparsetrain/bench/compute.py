@@ -20,6 +20,8 @@ COLUMNS = (
     *("outputs", "inputs", "batch", "threads", "density", "way"),
     *("forward_ms", "backward_ms", "ratio_to_ideal", "speedup_forward", "speedup"),
 )
+AUTO = " (auto)"  # behind the way that is chosen
+SINGLE = ("sparse", f"sparse{AUTO}")
 PRECISIONS = ("highest", "medium")  # torch's own product, and oneDNN's: the faster of the two is the best dense one
 Call = Callable[[], None]
 
@@ -59,7 +61,7 @@ def crossing(rows: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
     dense product, between the measured densities on a line through their logarithms; None where it never is."""
     found: dict[str, float | None] = {}
     for what, column in (("training", "speedup"), ("inference", "speedup_forward")):
-        points = sorted((row["density"], row[column]) for row in rows if row["way"] == "sparse")
+        points = sorted((row["density"], row[column]) for row in rows if row["way"] in SINGLE)
         fast = [density for density, speedup in points if speedup >= 1]
         slow = [(density, speedup) for density, speedup in points if speedup < 1]
         found[what] = max(fast, default=None)
@@ -104,7 +106,7 @@ def _rows(shape: tuple[int, int], batch: int, density: float, threads: int, roun
         both = [(f + b, df + db) for (f, df), (b, db) in zip(*own, strict=True)]
         speedup = statistics.median(dense / each for each, dense in both)
         values = (
-            *(*shape, batch, threads, density, f"{name} (auto)" if name == chosen else name),
+            *(*shape, batch, threads, density, name + AUTO if name == chosen else name),
             *(1e3 * statistics.median(times[name]) for times in (forward, backward)),
             *(1 / (speedup * density), ahead, speedup),
         )

@@ -29,7 +29,12 @@ def test_every_way_that_fits_has_a_row_and_one_of_them_is_taken():
 def test_a_crossing_lies_between_the_densities_around_it():
     def rows(**speedups):
         return [
-            {"way": "sparse", "density": float(d[1:]) / 100, "speedup": s, "speedup_forward": 1.5}
+            {
+                "way": "sparse (auto)" if s > 1 else "sparse",
+                "density": float(d[1:]) / 100,
+                "speedup": s,
+                "speedup_forward": 1.5,
+            }
             for d, s in speedups.items()
         ]
 
