@@ -45,8 +45,10 @@ def result(settings: tuple[str, ...], folder: pathlib.Path, world: World | None 
 
 
 @pytest.mark.timeout(120)
-@pytest.mark.parametrize("what", JOBS)
-@pytest.mark.parametrize("way", ["auto", "sparse", "smaller"])
+@pytest.mark.parametrize(
+    ("what", "way"),
+    [*((what, "sparse") for what in JOBS), ("every step", "auto"), ("neurons", "auto"), ("neurons", "smaller")],
+)
 def test_a_run_is_that_of_masked_dense_layers(tmp_path, what, way):
     wanted, _ = result(JOBS[what], tmp_path / "masked")
     found, said = result((*JOBS[what], f"compute={way}"), tmp_path / way)
