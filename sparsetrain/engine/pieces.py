@@ -179,6 +179,7 @@ def _told(error: Exception, source: Source) -> CheckpointError:
 def _restore(state: RunState, source: Source, about: About, weights: Tensors) -> None:
     """Restore what a rank holds for itself."""
     state.forget()  # what a checkpoint that turned out unreadable has left
+    _check_shapes(state, weights, source.name)
     if state.masks is not None:
         packed = source.read("masks")
         parts = {part: _under(packed, f"{part}/") for part in SHARED}
@@ -235,6 +236,17 @@ def _check_kept(state: RunState, kept: Tensors, name: str) -> None:
         saved = kept[key]
         if saved.dtype != present.dtype or not bool(torch.isfinite(saved).all()):
             raise CheckpointError(f"{name}: {key} is not finite {str(present.dtype).removeprefix('torch.')}")
+
+
+def _check_shapes(state: RunState, weights: Tensors, name: str) -> None:
+    """Raise CheckpointError for weights of another model, before what is said of its masks; those that are held as the
+    values of a mask have to wait for it."""
+    masks = state.masks.masks.masks if state.masks is not None else {}
+    own = {} if state.engine.gathers else state.engine.tensors()
+    for key, saved in weights.items():
+        shape = masks[key].shape if key in masks and key in own else own.get(key, saved).shape
+        if saved.shape != shape and (key not in masks or saved.ndim > 1):
+            raise CheckpointError(f"{name}: {key} is {tuple(saved.shape)}, the model's is {tuple(shape)}")
 
 
 def _as_held(state: RunState, tensors: Tensors) -> Tensors:

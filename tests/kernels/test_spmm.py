@@ -29,7 +29,7 @@ def near(found: torch.Tensor, wanted: torch.Tensor, terms: int) -> bool:
     return bool(torch.allclose(found.double(), wanted, rtol=1e-5, atol=1e-5 * max(1, terms) ** 0.5))
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(SIZES, WIDE, DENSITIES, BATCHES, st.sampled_from([1, 2, 3]), st.integers(0, 2**31))
 def test_all_versions_give_the_dense_products(libraries, rows, width, density, batch, threads, seed):
     mask, pattern, values, x, dy, bias = drawn(rows, width, density, batch, seed)
@@ -50,7 +50,7 @@ def test_all_versions_give_the_dense_products(libraries, rows, width, density, b
         torch.set_num_threads(before)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(st.integers(1, 50), st.integers(1, 400), DENSITIES, BATCHES, st.integers(0, 2**31))
 def test_rows_with_the_same_columns_give_the_same_together(libraries, rows, width, density, batch, seed):
     draw = torch.Generator().manual_seed(seed)

@@ -53,7 +53,9 @@ def test_a_rank_dies_and_its_replacement_makes_no_difference(tmp_path, straight,
         assert said[number][1]["eval/loss"] == straight["sgd"]["eval/loss"]
 
 
-@pytest.mark.parametrize(("point", "step"), [("masks", 4), ("changed", 4), ("forward", 4)])
+@pytest.mark.parametrize(
+    ("point", "step"), [("changed", 4), *(pytest.param(p, 4, marks=pytest.mark.slow) for p in ("masks", "forward"))]
+)
 def test_neither_does_it_where_only_active_weights_are_held(tmp_path, point, step):
     wanted = (*options("adamw"), "compute=sparse")
     digests = set()
@@ -114,7 +116,7 @@ KINDS = [
     ("exchange.regime=lowrank", "exchange.rank=1", "masks=null"),
     ("masks=null",),
     ("exchange.every=2", "exchange.outer.momentum=0.5"),
-    ("compute=sparse", "exchange.every=2", "exchange.outer.momentum=0.5"),
+    pytest.param(("compute=sparse", "exchange.every=2", "exchange.outer.momentum=0.5"), marks=pytest.mark.slow),
 ]
 
 
@@ -184,17 +186,25 @@ WAYS = [
     ((GROUPS,), "exchange", 6),
     ((GROUPS, "exchange.error_feedback=ef21"), "arrived", 5),
     (("exchange.collective=gtopk",), "word", 6),
-    (("compute=sparse", ADAMW), "changed", 4),
-    (("compute=auto", ADAMW), "agreed", 4),
-    (("compute=sparse", "exchange.every=4", ADAMW, "train.evaluate_every=4"), "exchange", 7),
     (("exchange.error_feedback=dgc", "optimizer.momentum=0", "train.accumulate=2"), "recorded", 6),
+]
+COMPUTING = [
+    (("compute=sparse", ADAMW), "changed", 4, False),
+    pytest.param(("compute=auto", ADAMW), "agreed", 4, True, marks=pytest.mark.slow),
+    pytest.param(
+        ("compute=sparse", "exchange.every=4", ADAMW, "train.evaluate_every=4"),
+        "exchange",
+        7,
+        True,
+        marks=pytest.mark.slow,
+    ),
 ]
 FEWER = ("exchange.error_feedback=ef21", "exchange.every=4", "exchange.collective=ok_topk", GROUPS)
 
 
 @pytest.mark.parametrize(
     ("overrides", "point", "step", "replaced"),
-    [(*way, True) for way in WAYS] + [(*way, False) for way in WAYS if way[0][0] in FEWER],
+    [*((*way, True) for way in WAYS), *((*way, False) for way in WAYS if way[0][0] in FEWER), *COMPUTING],
     ids=str,
 )
 def test_whatever_is_trained_goes_on(tmp_path, overrides, point, step, replaced):
@@ -232,7 +242,7 @@ def test_every_row_is_written_once(tmp_path, who):
     assert steps_of(tmp_path) == [2, 4, 6, 8, 10, 12]
 
 
-@pytest.mark.parametrize("row", [3, 6])
+@pytest.mark.parametrize("row", [pytest.param(3, marks=pytest.mark.slow), 6])
 def test_a_row_that_died_with_its_writer_is_written_again(tmp_path, row):
     """Rank 0 has all numbers of a row and dies before it writes them; the others believe that it is done."""
     with Company(tmp_path, *options("sgd")) as company:
