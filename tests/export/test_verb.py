@@ -102,7 +102,7 @@ def files(folder: pathlib.Path) -> list[str]:
     [
         ("mlp", {"safetensors", "compressed", "csr"}),
         ("cnn", {"safetensors", "compressed", "csr", "shrunk"}),
-        ("gpt", {"safetensors", "compressed", "csr"}),
+        pytest.param("gpt", {"safetensors", "compressed", "csr"}, marks=pytest.mark.slow),
     ],
 )
 def test_a_run_is_exported_in_all_formats_that_fit_and_each_gives_the_same_outputs(here, capsys, run, fitting):
