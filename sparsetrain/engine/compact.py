@@ -155,10 +155,7 @@ class CompactEngine(TorchEngine):
     @torch.no_grad()
     def follow(self, old: MaskSet, new: MaskSet) -> None:
         """See Engine. Inside `whole` weights are brought to the new masks on the way out."""
-        for name in new.masks:
-            before, after = old.update(name), new.update(name)
-            if torch.equal(before, after):
-                continue
+        for name, before, after in old.changes(new):
             stayed, parameter, layer = before & after, self.parameters[name], self.layers.get(name)
             if layer is not None:
                 whole = None if self.depth else torch.where(stayed, self._weight(name), 0.0)

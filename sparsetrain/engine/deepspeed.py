@@ -137,10 +137,8 @@ class DeepSpeed(Engine):
         where they left the mask or came into it. Collective; inside `whole`."""
         if not self.shards:
             return
-        for name in new.masks:
-            before, after = old.update(name), new.update(name)
-            if not torch.equal(before, after):
-                self._follow(self.parameters[name], before, after)
+        for name, before, after in old.changes(new):
+            self._follow(self.parameters[name], before, after)
 
     def state(self) -> Tensors:
         """See Engine."""

@@ -53,6 +53,7 @@ class Engine(abc.ABC):
         self.parameters = parts.parameters
         self.optimizer = parts.optimizer
         self.pull = parts.pull
+        self.others: dict[str, str] = {}  # masked weights that are held whole whatever is chosen, and why
 
     @classmethod
     def refuses(cls, job: Job) -> str:

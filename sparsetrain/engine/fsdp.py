@@ -139,10 +139,7 @@ class FSDP(Engine):
     @torch.no_grad()
     def follow(self, old: MaskSet, new: MaskSet) -> None:
         """See Engine. Collective."""
-        for name in new.masks:
-            before, after = old.update(name), new.update(name)
-            if torch.equal(before, after):
-                continue
+        for name, before, after in old.changes(new):
             rows = self.rows[name]
             for field, value in self.optimizer.state.get(rows, {}).items():
                 if torch.is_tensor(value) and value.shape == rows.shape and value.ndim:

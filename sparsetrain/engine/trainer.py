@@ -116,6 +116,8 @@ class Trainer:
             state.sync_masks()
         if job.compute != "masked" and not state.engine.packs:
             self.log(f"compute: {job.compute} is masked here: {refusal(job)}")
+        for name, why in state.engine.others.items():
+            self.log(f"compute: {name}: masked; {why}")
         self._choose()
         self._open()
         self.began = time.perf_counter() - state.wall_s

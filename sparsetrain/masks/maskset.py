@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import torch
@@ -52,6 +52,13 @@ class MaskSet:
         """Return the same sets, with update sets named only where they differ from the forward set."""
         wider = {name: update for name, update in self.updates.items() if not torch.equal(update, self.masks[name])}
         return dataclasses.replace(self, updates=wider)
+
+    def changes(self, new: MaskSet) -> Iterator[tuple[str, Tensor, Tensor]]:
+        """Return each tensor whose update set is another one in `new`: its name, this set and that one."""
+        for name in new.masks:
+            before, after = self.update(name), new.update(name)
+            if not torch.equal(before, after):
+                yield name, before, after
 
     def counts(self) -> dict[str, int]:
         """Return the active weights of each tensor."""

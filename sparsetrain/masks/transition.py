@@ -27,10 +27,7 @@ def apply(
     moments 0; grown ones get the mean second moment of those that stayed. Weights of the tensors in `dormant` wait
     there instead, and come back from there. What is held as the values of its update set alone is left as it is.
     """
-    for name in new.masks:
-        before, after = old.update(name), new.update(name)
-        if torch.equal(before, after):
-            continue
+    for name, before, after in old.changes(new):
         parameter, stayed = parameters[name], before & after
         if parameter.shape != after.shape:  # who holds only the active ones brings them to the new masks
             continue

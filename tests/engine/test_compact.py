@@ -56,6 +56,12 @@ def test_a_run_is_that_of_masked_dense_layers(tmp_path, what, way):
     assert any(line.startswith("compute: blocks.0.") for line in said)
 
 
+def test_weights_that_stay_whole_say_why(tmp_path):
+    found, said = result(("compute=sparse", "exchange.dense_below=2000"), tmp_path)
+    assert found["steps"] == 12
+    assert "compute: blocks.0.project.weight: masked; it is small, and travels dense" in said
+
+
 def held(world: World) -> list[str]:
     """Train over two mask updates, and return what is held of masked weights beside their active values."""
     settings = (

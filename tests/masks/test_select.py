@@ -17,7 +17,9 @@ def test_top_is_exact_and_breaks_ties_by_index(scores, data):
     assert torch.nonzero(mask).flatten().tolist() == sorted(expected)
 
 
-def test_nan_and_impossible_counts_are_refused():
+@pytest.mark.parametrize("long", [1, 1000])
+def test_nan_and_impossible_counts_are_refused(monkeypatch, long):
+    monkeypatch.setattr(select, "LONG", long)
     with pytest.raises(ValueError, match="not a number"):
         top(torch.tensor([1.0, float("nan")]), 1)
     with pytest.raises(ValueError, match="cannot choose 3 of 2"):
@@ -25,8 +27,10 @@ def test_nan_and_impossible_counts_are_refused():
     assert top(torch.tensor([1.0, float("nan")]), 1, torch.tensor([True, False])).tolist() == [True, False]
 
 
-def test_large_scores_and_minus_infinity_do_not_let_outsiders_in():
+@pytest.mark.parametrize("long", [1, 1000])
+def test_large_scores_and_minus_infinity_do_not_let_outsiders_in(monkeypatch, long):
     """Lifting kept scores by a constant loses it beside large scores: places are excluded, never outbid."""
+    monkeypatch.setattr(select, "LONG", long)
     scores = torch.tensor([3e38, -float("inf"), 1e-30, 300.0])
     assert top(scores, 2, torch.tensor([False, True, True, False])).tolist() == [False, True, True, False]
 
@@ -50,9 +54,3 @@ def test_a_long_row_is_chosen_from_without_sorting_and_alike(scores, data):
             patch.setattr(select, "LONG", long)
             found.append(best(row, k, inside))
     assert torch.equal(*found) and int(found[0].sum()) == k
-
-
-def test_a_long_row_refuses_what_a_short_one_does(monkeypatch):
-    monkeypatch.setattr(select, "LONG", 1)
-    test_nan_and_impossible_counts_are_refused()
-    test_large_scores_and_minus_infinity_do_not_let_outsiders_in()
