@@ -27,7 +27,8 @@ class Recorder:
     """One rank's account of its run; sinks, alerts, decisions and the profile are rank 0's.
 
     `window` holds what has happened since the last row. `tracker` and `alerts` may be taken over from the recorder that
-    this process had in a group before.
+    this process had in a group before. `last` is the last row, on every rank where `keeps`: whoever writes it may be gone
+    before it is written.
     """
 
     def __init__(
@@ -55,6 +56,8 @@ class Recorder:
         if connections is not None:
             connections.mark = self.mark
         self.window = Window(state.world.transport.meter, mark=self.mark)
+        self.keeps = self.rank == 0
+        self.last: Row = {}
 
     def open(self, recorded: int) -> None:
         """Open the sinks, which keep rows up to step `recorded`, and say what the run is made of."""
@@ -96,9 +99,10 @@ class Recorder:
             with self.spans.span("evaluation"):
                 evaluation = {**evaluation, **effective(state)}
         with self.spans.span("record"):
-            if self.rank == 0:
+            if self.keeps:
                 row = figures(state, self.window, loss, evaluation, report)
-                row = {key: value for key, value in row.items() if not math.isnan(value)}
+                self.last = row = {key: value for key, value in row.items() if not math.isnan(value)}
+            if self.rank == 0:
                 self.tracker.log(row)
                 tables = [ranks, *notes(state)] if ranks is not None else []
                 self.tracker.tell(state.step, [*tables, *self.alerts.look(row)])
@@ -122,6 +126,7 @@ class Recorder:
     def take_over(self, former: Recorder) -> None:
         """Go on with the sinks of the group before, where this rank and that one are both rank 0; else end those."""
         former.spans.close()
+        self.last = former.last
         if former.rank == 0 and self.rank == 0:
             self.tracker, self.alerts = former.tracker, former.alerts
         elif former.rank == 0:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import pathlib
 from collections.abc import Callable
@@ -17,7 +18,7 @@ from sparsetrain.engine.reunion import Agreement, CannotReunite, Standing, agree
 from sparsetrain.engine.state import build
 from sparsetrain.engine.trainer import Trainer
 from sparsetrain.gradient.handover import reconcile
-from sparsetrain.track.jsonl import tail
+from sparsetrain.track.jsonl import parsed, tail
 from sparsetrain.track.sink import Row
 
 
@@ -59,17 +60,23 @@ def rejoin(former: Trainer | None, job: Job, world: World, around: Surroundings)
     go_local(state, pieces)
     _tell(trainer, agreement)
     state.masks_due = agreement.masks_due and state.masks is not None
-    trainer.recorded = min(agreement.recorded, _written(trainer)) if agreement.unsure else agreement.recorded
+    trainer.recorded = agreement.recorded
+    if agreement.unsure:
+        _make_up(trainer)
     if former is not None:
         trainer.skipped = former.skipped
     return trainer, False
 
 
-def _written(trainer: Trainer) -> int:
-    """Return the step of the last row that is there: a rank 0 that is gone may have taken one with it. Collective."""
-    rows = tail(trainer.folder / "metrics.jsonl", 1) if trainer.world.rank == 0 else []
-    own = str(int(rows[-1]["train/step"]) if rows else 0).encode()
-    return int(trainer.world.transport.gather_bytes(own)[0])
+def _make_up(trainer: Trainer) -> None:
+    """Let rank 0 write the last row where a rank 0 that is gone has taken it along: others have it, and may be past the
+    step. Collective."""
+    said = trainer.world.transport.gather_bytes(json.dumps(trainer.recorder.last).encode())
+    if trainer.world.rank == 0:
+        rows = tail(trainer.folder / "metrics.jsonl", 1)
+        written = rows[-1]["train/step"] if rows else 0
+        held = [row for part in said if (row := parsed(part)) and written < row["train/step"] <= trainer.recorded]
+        trainer.owed = held[0] if held else {}
 
 
 def _tell(trainer: Trainer, agreement: Agreement) -> None:

@@ -84,11 +84,13 @@ class Trainer:
         self.log = log
         self.recovers = recovers and state.world.size > 1
         self.recorder = Recorder(state, folder, log, show)
+        self.recorder.keeps |= self.recovers
         self.peak = [group["lr"] for group in state.optimizer.param_groups]
         self.evaluation: dict[str, float] = {}
         self.skipped = 0  # steps in a row
         self.began = 0.0  # on the clock, evaluations taken out
         self.recorded = 0
+        self.owed: Row = {}  # the last row, where whoever was to write it is gone
         self.norm = float("nan")  # of the last mean gradient
         self.cost = 0.0  # dense steps that the step under way is worth
         self.undo: Pieces | None = None  # the state before a mask update, until the next exchange
@@ -261,6 +263,9 @@ class Trainer:
     def _open(self) -> None:
         """Begin to record in this group."""
         self.recorder.open(self.recorded)
+        if self.owed:
+            self.recorder.tracker.log(self.owed)
+            self.owed = {}
 
     def close(self, status: str) -> None:
         """End the sinks and the threads. Collective."""
