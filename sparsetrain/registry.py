@@ -31,6 +31,7 @@ KINDS: dict[str, dict[str, str]] = {
         "sparse": "sparsetrain.compute.ways.sparse:Sparse",
         "block": "sparsetrain.compute.ways.block:Block",
         "smaller": "sparsetrain.compute.ways.smaller:Smaller",
+        "two_four": "sparsetrain.compute.ways.two_four:TwoFour",
     },
     "sparsifier": {
         "topk": "sparsetrain.gradient.sparsifiers.topk:TopK",

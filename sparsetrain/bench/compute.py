@@ -92,7 +92,7 @@ def _rows(shape: tuple[int, int], batch: int, density: float, threads: int, roun
         mask = MASKS.get(name, _single)(shape, density, draw)
         layer = _layer(mask, x)
         way = registry.load("way", name)
-        if way.refuses(layer.geometry, layer.mask, layer.pattern):
+        if way.refuses(layer.geometry, layer.mask, layer.pattern, layer.dtype):
             continue
         candidates[name] = _passes(way(layer.geometry, layer.mask, layer.pattern), layer, x, dy)
     chosen = Chooser().choose(_layer(_single(shape, density, draw), x)).chosen

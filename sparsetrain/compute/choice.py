@@ -16,8 +16,12 @@ from sparsetrain.compute.layer import MASKED, Layer
 from sparsetrain.compute.ways.base import Way
 
 ROUNDS = 3  # of all ways in turn, after one that is not counted
+MOST, ENOUGH = 15, 0.1  # quick layers have more rounds, up to so many or so many seconds
 STEPS = 16  # of the logarithm of the density between two measurements: 15 % apart
 GAIN = 0.97  # of the dense product's time at most, or it stays
+
+
+Example = tuple[Tensor, Tensor, Tensor, Tensor | None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,22 +54,27 @@ class Chooser:
             return Timed(MASKED, {}, "no input has been seen")
         density = layer.pattern.density
         steps = 0 if density <= 0 else round(STEPS * torch.tensor(density).log10().item())
-        key = (layer.geometry, layer.seen, torch.get_num_threads(), steps, tuple(fitting))
+        key = (layer.geometry, layer.seen, layer.dtype, torch.get_num_threads(), steps, tuple(fitting))
         if key not in self.known:
             self.known[key] = self._measure(layer, fitting)
         return self.known[key]
 
     def _measure(self, layer: Layer, fitting: dict[str, type[Way]]) -> Timed:
-        x, dy, values, bias = _example(layer)
-        whole = layer.whole(values)
-        multiplied: dict[str, tuple[Any, Tensor]] = {MASKED: (layer.geometry, whole)}
-        multiplied |= {n: (way(layer.geometry, layer.mask, layer.pattern), values) for n, way in fitting.items()}
-        times: dict[str, list[float]] = {name: [] for name in multiplied}
-        for turn in range(ROUNDS + 1):
-            for name, (way, weight) in multiplied.items():
+        given = _example(layer)
+        passes: dict[str, Callable[[], None]] = {
+            MASKED: _pass(layer.geometry, layer.dtype, layer.whole(given[2]), given)
+        }
+        for name, way in fitting.items():
+            made = way(layer.geometry, layer.mask, layer.pattern)
+            passes[name] = _pass(made, made.computes_in(layer.dtype), given[2], given)
+        times: dict[str, list[float]] = {name: [] for name in passes}
+        first = self.clock()
+        for turn in range(MOST + 1):
+            if turn > ROUNDS and self.clock() - first > ENOUGH:
+                break
+            for name, once in passes.items():
                 began = self.clock()
-                way.forward(x, weight, bias)
-                way.backward(x, weight, dy, (True, True))
+                once()
                 if turn:
                     times[name].append(self.clock() - began)
         seconds = {name: statistics.median(each) for name, each in times.items()}
@@ -81,7 +90,7 @@ def _fitting(layer: Layer) -> tuple[dict[str, type[Way]], dict[str, str]]:
     unfit: dict[str, str] = {}
     for name in registry.names("way"):
         way = registry.load("way", name)
-        why = way.refuses(layer.geometry, layer.mask, layer.pattern)
+        why = way.refuses(layer.geometry, layer.mask, layer.pattern, layer.dtype)
         if why:
             unfit[name] = why
         else:
@@ -89,13 +98,28 @@ def _fitting(layer: Layer) -> tuple[dict[str, type[Way]], dict[str, str]]:
     return found, unfit
 
 
-def _example(layer: Layer) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+def _pass(way: Any, dtype: torch.dtype, weight: Tensor, given: Example) -> Callable[[], None]:
+    """Return a forward and a backward pass in a type, from what the model has and to where it needs it."""
+    x, dy, _, bias = given
+
+    def once() -> None:
+        y = way.forward(x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype))
+        _, gradient = way.backward(x.to(dtype), weight.to(dtype), dy.to(y.dtype), (True, True))
+        gradient.to(weight.dtype)
+        if x.is_cuda:
+            torch.cuda.synchronize(x.device)
+
+    return once
+
+
+def _example(layer: Layer) -> Example:
     """Return an input as the layer has seen, the gradient of what it gives out, values and a bias."""
     device = layer.mask.device
-    state = torch.get_rng_state()  # a run's own draws must not depend on what is measured
-    x = torch.randn(layer.seen, device=device)
-    values = torch.randn(layer.pattern.count, device=device)
-    bias = torch.zeros(layer.geometry.outputs, device=device) if layer.module.bias is not None else None
-    dy = torch.randn_like(layer.geometry.forward(x, layer.whole(values), bias))
-    torch.set_rng_state(state)
+    # A run's own draws must not depend on what is measured.
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        x = torch.randn(layer.seen, device=device, dtype=layer.dtype)
+        values = torch.randn(layer.pattern.count, device=device)
+        bias = torch.zeros(layer.geometry.outputs, device=device) if layer.module.bias is not None else None
+        some = None if bias is None else bias.to(layer.dtype)
+        dy = torch.randn_like(layer.geometry.forward(x, layer.whole(values).to(layer.dtype), some))
     return x, dy, values, bias

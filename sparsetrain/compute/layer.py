@@ -21,13 +21,15 @@ class Layer:
     weight the module does what it always does. `stale`: its mask is another one than that which was chosen for.
 
     `watching`: backward also keeps what the gradient of all weights, masked or not, is made of: inputs and gradients of
-    outputs, or their product where that is smaller. `seen` is the shape of the last input.
+    outputs, or their product where that is smaller. `seen` is the shape of the last input, `dtype` the type
+    that the model computes in.
     """
 
     def __init__(self, name: str, module: Any, geometry: Geometry) -> None:
         self.name, self.module, self.geometry = name, module, geometry
         self.plain = module.forward
         self.seen: tuple[int, ...] = ()
+        self.dtype = torch.float32
         self.watching = False
         self.factors: list[tuple[Tensor, Tensor]] = []
         self.product: Tensor | None = None
@@ -54,12 +56,14 @@ class Layer:
         self.way, self.chosen, self.stale = None, MASKED, False
         if name != MASKED:
             way = registry.load("way", name)
-            if not way.refuses(self.geometry, self.mask, self.pattern):
+            if not way.refuses(self.geometry, self.mask, self.pattern, self.dtype):
                 self.way, self.chosen = way(self.geometry, self.mask, self.pattern), name
 
     def forward(self, x: Tensor) -> Tensor:
         """Return what the module gives out."""
         self.seen = tuple(x.shape)
+        kind = x.device.type
+        self.dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else torch.float32
         weight, bias = self.module.weight, self.module.bias
         if weight.ndim > 1 or self.way is None:
             return self.plain(x)
@@ -73,10 +77,10 @@ class Layer:
             self.factors = []
 
     def dense_gradient(self) -> Tensor | None:
-        """Return the gradient of all weights since `forget`; None where nothing was watched."""
+        """Return the gradient of all weights since `forget`, fp32; None where nothing was watched."""
         total = self.product
         for x, dy in self.factors:
-            part = self.geometry.weight_gradient(x, dy)
+            part = self.geometry.weight_gradient(x, dy).float()
             total = part if total is None else total + part
         return total
 
@@ -105,24 +109,25 @@ def put(parameter: Tensor, data: Tensor) -> None:
 
 
 class _Product(torch.autograd.Function):
-    """The layer's product, with the two passes of its way. In fp32 also where the surroundings have other types."""
+    """The layer's product, with the two passes of its way, in the type that this computes in."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, values: Tensor, bias: Tensor | None, layer: Layer, way: Way) -> Tensor:
-        ctx.layer, ctx.way, ctx.dtype = layer, way, x.dtype
-        x = x.to(values.dtype)
+        ctx.layer, ctx.way, ctx.given, ctx.dtype = layer, way, x.dtype, way.computes_in(layer.dtype)
+        x = x.to(ctx.dtype)
         ctx.save_for_backward(x, values)
         with torch.autocast(x.device.type, enabled=False):
-            return way.forward(x, values, bias)
+            return way.forward(x, values.to(ctx.dtype), None if bias is None else bias.to(ctx.dtype))
 
     @staticmethod
     def backward(ctx: Any, *outputs: Tensor) -> tuple[Any, ...]:
         x, values = ctx.saved_tensors
-        dy = outputs[0].to(values.dtype)
+        dy = outputs[0].to(ctx.dtype)
         layer, wanted = ctx.layer, ctx.needs_input_grad
         with torch.autocast(x.device.type, enabled=False):
-            dx, gradient = ctx.way.backward(x, values, dy, (wanted[0], wanted[1]))
+            dx, gradient = ctx.way.backward(x, values.to(ctx.dtype), dy, (wanted[0], wanted[1]))
             if layer.watching:
                 layer.watched(x, dy)
             bias = layer.geometry.bias_gradient(dy) if wanted[2] else None
-        return None if dx is None else dx.to(ctx.dtype), gradient, bias, None, None
+        gradient, bias = (None if each is None else each.to(values.dtype) for each in (gradient, bias))
+        return None if dx is None else dx.to(ctx.given), gradient, bias, None, None

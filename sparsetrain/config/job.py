@@ -249,7 +249,7 @@ class Job:
     engine: Annotated[Component, Named("engine", "torch")] = "torch"  # pyrefly: ignore[bad-assignment]
     # How masked layers multiply: as dense ones with zeros, or by their active weights alone, which are all that is held
     # then: in the way that is measured to be the fastest (auto), or in one by its name.
-    compute: Literal["masked", "auto", "sparse", "block", "smaller"] = "masked"
+    compute: Literal["masked", "auto", "sparse", "block", "smaller", "two_four"] = "masked"
     train: Train = Train()
     exchange: Exchange = Exchange()
     masks: Masks | None = None  # None: dense weights

@@ -78,7 +78,7 @@ class CompactEngine(TorchEngine):
         self.first = parts.world.rank == 0
         self.depth = 0
         self.changed = False
-        with torch.no_grad(), unchanged(self.model):
+        with torch.no_grad(), unchanged(self.model), self._autocast():
             self.model.loss(example)  # what a choice is for depends on what comes in
         for name, layer in self.layers.items():
             layer.adopt(masks().update(name))

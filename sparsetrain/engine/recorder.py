@@ -27,8 +27,8 @@ class Recorder:
     """One rank's account of its run; sinks, alerts, decisions and the profile are rank 0's.
 
     `window` holds what has happened since the last row. `tracker` and `alerts` may be taken over from the recorder that
-    this process had in a group before. `last` is the last row, on every rank where `keeps`: whoever writes it may be gone
-    before it is written.
+    this process had in a group before. `last` is the last row, on every rank where `keeps`: whoever writes rows may
+    be gone before this one is written.
     """
 
     def __init__(
@@ -37,6 +37,7 @@ class Recorder:
         folder: pathlib.Path,
         log: Callable[[str], None],
         show: Callable[[Row], None] | None = None,
+        keeps: bool = False,
     ) -> None:
         self.state = state
         self.folder = folder
@@ -56,7 +57,7 @@ class Recorder:
         if connections is not None:
             connections.mark = self.mark
         self.window = Window(state.world.transport.meter, mark=self.mark)
-        self.keeps = self.rank == 0
+        self.keeps = keeps or self.rank == 0
         self.last: Row = {}
 
     def open(self, recorded: int) -> None:

@@ -83,8 +83,7 @@ class Trainer:
         self.folder = folder
         self.log = log
         self.recovers = recovers and state.world.size > 1
-        self.recorder = Recorder(state, folder, log, show)
-        self.recorder.keeps |= self.recovers
+        self.recorder = Recorder(state, folder, log, show, keeps=self.recovers)
         self.peak = [group["lr"] for group in state.optimizer.param_groups]
         self.evaluation: dict[str, float] = {}
         self.skipped = 0  # steps in a row

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import array
+import collections
+import concurrent.futures
 import dataclasses
 import math
+import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import BinaryIO
 
 import numpy as np
 
-from sparsetrain.track.block import columns
+from sparsetrain.track.block import Columns, columns
 from sparsetrain.track.jsonl import parsed
 from sparsetrain.track.thin import KEPT, Array, Thin
 
@@ -35,6 +38,7 @@ STEADY = WHOLE[2:]
 TIMES = tuple(f"time/{part}_s" for part in PARTS)
 KEYS = tuple(dict.fromkeys((*WHOLE, *TIMES, *(key for curve in CURVES for key in curve))))
 BLOCK = 2**24  # bytes that are read at once
+AT_ONCE = min(4, os.cpu_count() or 1)  # blocks
 Points = list[tuple[float, float]]
 
 
@@ -78,18 +82,16 @@ class _Reading:
 
     def read(self, file: BinaryIO) -> None:
         """Read all lines, also a last one without an end."""
-        rest = b""
-        while data := file.read(BLOCK):
-            whole, end, data = data.rpartition(b"\n")
-            if end:
-                self._take(rest + whole + end)
-                rest = b""
-            rest += data
-        if rest:
-            self._take(rest + b"\n")
+        found: collections.deque[concurrent.futures.Future[Columns]] = collections.deque()
+        with concurrent.futures.ThreadPoolExecutor(AT_ONCE) as pool:  # most of the work is numpy's, without the lock
+            for block in _blocks(file):
+                found.append(pool.submit(columns, block, KEYS))
+                if len(found) > AT_ONCE:
+                    self._take(found.popleft().result())
+            while found:
+                self._take(found.popleft().result())
 
-    def _take(self, block: bytes) -> None:
-        found = columns(block, KEYS)
+    def _take(self, found: Columns) -> None:
         for (x, y), thin in self.thin.items():
             thin.add(found.values[x], found.values[y])
         for key, column in self.whole.items():
@@ -116,6 +118,19 @@ class _Reading:
             curves={curve: thin.points() for curve, thin in self.thin.items() if thin.count},
             parts={key.removeprefix("time/").removesuffix("_s"): mean for key, mean in means.items()},
         )
+
+
+def _blocks(file: BinaryIO) -> Iterator[bytes]:
+    """Return all of a file in blocks of whole lines, also a last one without an end."""
+    rest = b""
+    while data := file.read(BLOCK):
+        whole, end, data = data.rpartition(b"\n")
+        if end:
+            yield rest + whole + end
+            rest = b""
+        rest += data
+    if rest:
+        yield rest + b"\n"
 
 
 def _figures(last: Mapping[str, float], whole: Mapping[str, Array]) -> dict[str, float]:

@@ -63,7 +63,7 @@ def test_a_way_is_the_masked_dense_layer(name, kind):
         layer.adopt(mask)
         put(module.weight, module.weight.data[mask])
         layer.choose(name)
-        if registry.load("way", name).refuses(layer.geometry, mask, layer.pattern):
+        if registry.load("way", name).refuses(layer.geometry, mask, layer.pattern, layer.dtype):
             assert layer.way is None and layer.chosen == "masked"
             continue
         fitted += 1
@@ -74,11 +74,11 @@ def test_a_way_is_the_masked_dense_layer(name, kind):
             assert torch.allclose(found, right, rtol=1e-4, atol=1e-5), (what, (found - right).abs().max())
         assert layer.dense_gradient() is not None
         assert torch.allclose(layer.dense_gradient(), wanted[2], rtol=1e-4, atol=1e-5), what
-    assert fitted >= {"smaller": 2, "block": 2 if len(size) < 4 else 0}.get(name, 6)
+    assert fitted >= {"smaller": 2, "block": 2 if len(size) < 4 else 0, "two_four": 0}.get(name, 6)
 
 
-@pytest.mark.parametrize("name", registry.names("way"))
-def test_a_way_computes_in_fp32_where_the_surroundings_do_not(name):
+@pytest.mark.parametrize("name", ["sparse", "block", "smaller"])
+def test_a_way_computes_in_the_type_of_the_surroundings_or_in_its_own(name):
     module = nn.Linear(16, 16)
     (layer,) = layers_of(module, ["weight"])[0].values()
     layer.choose(name)
@@ -88,9 +88,12 @@ def test_a_way_computes_in_fp32_where_the_surroundings_do_not(name):
     with torch.autocast("cpu", torch.bfloat16):
         narrow = x.bfloat16().requires_grad_()
         y = module(narrow)
-    assert y.dtype == torch.float32 and torch.allclose(y, wanted, atol=2e-2)
+    own = layer.way.only if layer.way is not None else None
+    assert y.dtype == (own or torch.bfloat16) and layer.dtype == torch.bfloat16
+    assert torch.allclose(y.float(), wanted, atol=3e-2)
     y.sum().backward()
     assert narrow.grad is not None and narrow.grad.dtype == torch.bfloat16
+    assert module.weight.grad is not None and module.weight.grad.dtype == torch.float32
 
 
 def test_a_module_with_a_whole_weight_does_what_it_did():

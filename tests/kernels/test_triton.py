@@ -56,12 +56,51 @@ for size in (100, 16384, 40001):
 print("same")
 """
 
+BLOCKS = """
+import torch
+from sparsetrain.kernels.blocks import Blocks
+from sparsetrain.kernels.reference import block_product as reference
+from sparsetrain.kernels.triton.block_product import gradient_cuda, product_cuda
 
-def test_cuda_kernels_give_the_bits_of_the_reference():
+device = "cuda" if torch.cuda.is_available() else "cpu"
+generator = torch.Generator().manual_seed(1)
+move = lambda tensor: tensor.to(device)
+# The interpreter multiplies the bits of a bfloat16.
+HALF = torch.bfloat16 if torch.cuda.is_available() else torch.float16
+cases = ((16, torch.float32, "highest"), (32, torch.float32, "medium"), (16, HALF, "highest"))
+for size, dtype, precision in cases:
+    torch.set_float32_matmul_precision(precision)
+    off = 1e-4 if dtype == torch.float32 and precision == "highest" else 2e-2
+    for density in (0.0, 0.4):
+        kept = torch.rand(5, 3, generator=generator) < density
+        mask = kept.repeat_interleave(size, 0).repeat_interleave(size, 1)
+        blocks, there = Blocks.of(mask), Blocks.of(move(mask))
+        values, bias = (torch.randn(n, generator=generator).to(dtype) for n in (int(mask.sum()), 5 * size))
+        for batch in (0, 1, 70):
+            x, dy = (torch.randn(batch, n * size, generator=generator).to(dtype) for n in (3, 5))
+            wide = [each.float() for each in (values, x, bias, dy)]
+            pairs = (
+                (reference.product(blocks, *wide[:3], False), product_cuda(there, move(values), move(x), move(bias))),
+                (
+                    reference.product(blocks, wide[0], wide[3], None, True),
+                    product_cuda(there, move(values), move(dy), None, True),
+                ),
+                (reference.gradient(blocks, wide[1], wide[3]), gradient_cuda(there, move(x), move(dy))),
+            )
+            for one, two in pairs:
+                assert two.dtype == dtype and one.shape == two.shape
+                error = (one - two.cpu().float()).abs()
+                assert bool((error <= off * (1 + one.abs())).all()), (size, dtype, density, batch, error.max())
+print("same")
+"""
+
+
+@pytest.mark.parametrize("script", [SCRIPT, BLOCKS], ids=["bits", "blocks"])
+def test_cuda_kernels_give_what_the_reference_gives(script):
     import torch
 
     interpreted = {} if torch.cuda.is_available() else {"TRITON_INTERPRET": "1"}
     done = subprocess.run(
-        [sys.executable, "-c", SCRIPT], env={**os.environ, **interpreted}, capture_output=True, text=True, timeout=110
+        [sys.executable, "-c", script], env={**os.environ, **interpreted}, capture_output=True, text=True, timeout=110
     )
     assert done.returncode == 0 and done.stdout == "same\n", done.stderr

@@ -250,8 +250,8 @@ def test_every_row_is_written_once(tmp_path, who):
     [(1, 6, (1, 2, 3)), (4, 2, (3, 1, 2)), *(pytest.param(*each, marks=pytest.mark.slow) for each in ROWS)],
 )
 def test_a_row_that_died_with_its_writer_is_written_all_the_same(tmp_path, every, row, order):
-    """Rank 0 has all numbers of a row and dies before it writes them; the others believe that it is done, and with local
-    steps they are past it when they notice, where the rank that is new, which may be the next to write, is not."""
+    """Rank 0 has all numbers of a row and dies before it writes them; the others believe that it is done. With local
+    steps they are past it when they notice; the rank that is new, which may be the next to write, is not."""
     with Company(tmp_path, *options("sgd"), f"exchange.every={every}", "train.evaluate_every=4") as company:
         for number in range(3):
             company.hire(number, Fault("write", 2 * row) if number == 0 else None)

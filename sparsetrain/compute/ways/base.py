@@ -5,6 +5,7 @@ from __future__ import annotations
 import abc
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from sparsetrain.compute.geometry import Geometry
@@ -16,18 +17,23 @@ class Way(abc.ABC):
     """Multiplies by a weight of which only the values at the places of a mask are kept, in ascending flat order.
 
     All ways give the same results to rounding: those of the dense layer whose masked weights are zero. A way is made
-    anew when the mask changes.
+    anew when the mask changes. Its passes get all tensors in the type that it computes in.
     """
 
     Config = NoOptions
+    only: torch.dtype | None = None  # the type that it computes in, whatever the model does
 
     def __init__(self, geometry: Geometry, mask: Tensor, pattern: Pattern) -> None:
         self.geometry, self.pattern = geometry, pattern
 
     @classmethod
-    def refuses(cls, geometry: Geometry, mask: Tensor, pattern: Pattern) -> str:
-        """Return why this way is not for a mask of a layer; nothing where it is."""
+    def refuses(cls, geometry: Geometry, mask: Tensor, pattern: Pattern, dtype: torch.dtype) -> str:
+        """Return why this way is not for a mask of a layer that computes in `dtype`; nothing where it is."""
         return ""
+
+    def computes_in(self, dtype: torch.dtype) -> torch.dtype:
+        """Return the type that it computes in where the model does in `dtype`."""
+        return self.only or dtype
 
     @abc.abstractmethod
     def forward(self, x: Tensor, values: Tensor, bias: Tensor | None) -> Tensor:

@@ -25,7 +25,7 @@ class Smaller(Way):
         self.axis = -1 if len(geometry.shape) == 2 else 1  # of inputs and outputs, in a batch
 
     @classmethod
-    def refuses(cls, geometry: Geometry, mask: Tensor, pattern: Pattern) -> str:
+    def refuses(cls, geometry: Geometry, mask: Tensor, pattern: Pattern, dtype: torch.dtype) -> str:
         """See Way."""
         outputs, inputs = _sides(mask)
         each = mask[0, 0].numel() if mask.numel() else 1

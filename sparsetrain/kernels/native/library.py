@@ -17,6 +17,7 @@ from sparsetrain.kernels.reference.index_code import IndexCodes
 from sparsetrain.kernels.reference.select import Range
 from sparsetrain.kernels.reference.value_code import ValueCodes
 from sparsetrain.kernels.sampling import Plan
+from sparsetrain.kernels.shifts import Shifts
 
 POINTER, LONG, INT, FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32, ctypes.c_float
 ARGUMENTS = {
@@ -33,6 +34,8 @@ ARGUMENTS = {
     "st_scatter_add": [POINTER, POINTER, LONG, POINTER, FLOAT, INT],
     "st_spmm": [*(POINTER,) * 4, LONG, LONG, POINTER, LONG, POINTER, POINTER, INT, INT],
     "st_sddmm": [*(POINTER,) * 3, LONG, LONG, POINTER, POINTER, LONG, POINTER, INT, INT],
+    "st_conv": [*(POINTER,) * 3, LONG, *(POINTER,) * 4, INT],
+    "st_conv_gradient": [POINTER, POINTER, LONG, *(POINTER,) * 4, INT],
     "st_expand": [POINTER, POINTER, POINTER, LONG, LONG, POINTER, INT],
     "st_collect": [POINTER, POINTER, POINTER, LONG, LONG, POINTER, INT],
     "st_reorder": [POINTER, POINTER, LONG, POINTER, INT],
@@ -173,6 +176,26 @@ class Library(IndexCodes, ValueCodes):
         given = (x.data_ptr(), dy.data_ptr(), len(x), gradient.data_ptr(), together, torch.get_num_threads())
         if self.calls.st_sddmm(*_laid(pattern), pattern.rows, pattern.width, *given):
             raise MemoryError(f"no scratch memory for {pattern.rows} x {pattern.width} weights")
+        return gradient
+
+    def conv(self, shifts: Shifts, values: Tensor, x: Tensor, bias: Tensor | None) -> Tensor:
+        """Return what `kernels.conv` promises; `values` in the order of the shifts."""
+        y = _empty((len(x), shifts.rows, *shifts.sizes[5:]), torch.float32)
+        sizes = torch.tensor([len(x), *shifts.sizes])
+        weights = (shifts.starts.data_ptr(), shifts.offsets.data_ptr(), values.data_ptr(), shifts.rows)
+        given = (x.data_ptr(), sizes.data_ptr(), None if bias is None else bias.data_ptr())
+        if self.calls.st_conv(*weights, *given, y.data_ptr(), torch.get_num_threads()):
+            raise MemoryError(f"no scratch memory for an image of {shifts.sizes[:3]}")
+        return y
+
+    def conv_gradient(self, shifts: Shifts, x: Tensor, dy: Tensor) -> Tensor:
+        """Return what `kernels.conv_gradient` promises."""
+        gradient = (_empty if len(x) else _zeros)(shifts.offsets.numel(), torch.float32)
+        sizes = torch.tensor([len(x), *shifts.sizes])
+        given = (shifts.rows, x.data_ptr(), dy.data_ptr(), sizes.data_ptr(), gradient.data_ptr())
+        weights = (shifts.starts.data_ptr(), shifts.offsets.data_ptr())
+        if self.calls.st_conv_gradient(*weights, *given, torch.get_num_threads()):
+            raise MemoryError(f"no scratch memory for an image of {shifts.sizes[:3]}")
         return gradient
 
     def expand(self, pattern: Pattern, values: Tensor) -> Tensor:

@@ -1,31 +1,11 @@
 // The gradient of single weights: the product of what a layer gave out and what it took in, at some places only.
 
-#include "tiles.h"
+#include "entries.h"
 
 namespace st {
 namespace {
 
 constexpr int64_t ROWS = 64;  // outputs that are turned at a time
-
-// Adds (or stores) for each entry of a row the product of two rows of tiles, summed over samples.
-template <int N>
-__attribute__((noinline)) void dot_row(const int32_t* columns, int64_t begin, int64_t end, const float* inputs,
-                                       const float* output, bool adds, float* gradient) {
-    constexpr int64_t WIDE = N * LANES;
-    Floats given[N];
-    for (int v = 0; v < N; v++) given[v] = load_floats(output + v * LANES);
-    for (int64_t j = begin; j < end; j += 4) {
-        const float* from[4];
-        for (int i = 0; i < 4; i++) from[i] = inputs + columns[j + i < end ? j + i : end - 1] * WIDE;
-        Floats sum[4];
-        for (int i = 0; i < 4; i++) sum[i] = given[0] * load_floats(from[i]);
-        for (int v = 1; v < N; v++)
-            for (int i = 0; i < 4; i++) sum[i] = multiply_add(given[v], load_floats(from[i] + v * LANES), sum[i]);
-        float four[4];
-        sums_of_four(sum, four);
-        for (int64_t i = 0; i < 4 && j + i < end; i++) gradient[j + i] = adds ? gradient[j + i] + four[i] : four[i];
-    }
-}
 
 // The same for TOGETHER rows that have the same columns, which begin at `begins`; two columns at a time.
 template <int N>
@@ -81,7 +61,7 @@ struct Gradient {
                     if (together)
                         dot_rows<N>(columns + begins[i], begins + i, ends[i] - begins[i], shifted, own, adds, gradient);
                     else
-                        dot_row<N>(columns, begins[i], ends[i], shifted, own, adds, gradient);
+                        dot_row<N, N * LANES>(columns, begins[i], ends[i], shifted, own, adds, gradient);
                 }
             }
         }

@@ -1,45 +1,11 @@
 // y = x W^T + b, where W has only some places: each meets the whole vectors of a tile of the batch.
 
-#include "tiles.h"
+#include "entries.h"
 
 namespace st {
 namespace {
 
 constexpr int64_t ROWS = 64;  // results that are turned at a time: whole cache lines of each sample
-constexpr int64_t AHEAD = 6;  // entries whose vectors are under way: which come next the processor cannot guess
-
-// Sums of one row's entries over columns that lie in `tile` [columns, N * LANES], added to `out`; `last` is the last
-// entry of all rows.
-template <int N>
-__attribute__((noinline)) void add_row(const int32_t* columns, const float* values, int64_t begin, int64_t end,
-                                       int64_t last, const float* tile, float* out) {
-    constexpr int64_t WIDE = N * LANES;
-    // A sum waits for the one before: few vectors need several sums each to keep the processor busy.
-    constexpr int SETS = N >= 8 ? 1 : N >= 4 ? 2 : 4;
-    Floats sum[SETS][N];
-    for (int v = 0; v < N; v++) sum[0][v] = load_floats(out + v * LANES);
-    for (int s = 1; s < SETS; s++)
-        for (int v = 0; v < N; v++) sum[s][v] = Floats{};
-    int64_t j = begin;
-    for (; j + SETS <= end; j += SETS)
-        for (int s = 0; s < SETS; s++) {
-            const float* next = tile + columns[std::min(j + s + AHEAD, last)] * WIDE;
-            for (int64_t line = 0; line < WIDE; line += LINE) __builtin_prefetch(next + line);
-            const float* from = tile + columns[j + s] * WIDE;
-            const Floats value = all_of(values[j + s]);
-            for (int v = 0; v < N; v++) sum[s][v] = multiply_add(value, load_floats(from + v * LANES), sum[s][v]);
-        }
-    for (; j < end; j++) {
-        const float* from = tile + columns[j] * WIDE;
-        const Floats value = all_of(values[j]);
-        for (int v = 0; v < N; v++) sum[0][v] = multiply_add(value, load_floats(from + v * LANES), sum[0][v]);
-    }
-    for (int v = 0; v < N; v++) {
-        Floats total = sum[0][v];
-        for (int s = 1; s < SETS; s++) total += sum[s][v];
-        store_floats(out + v * LANES, total);
-    }
-}
 
 // The same for TOGETHER rows that have the same columns: each vector of the tile that is loaded meets a weight of each.
 template <int N>
@@ -99,7 +65,7 @@ struct Product {
              float* sums) const {
         if (!together) {
             for (int64_t i = first; i < last; i++)
-                add_row<N>(columns, values, begins[i], ends[i], starts[rows] - 1, tile, sums + (i - first) * N * LANES);
+                add_row<N, N * LANES>(columns, values, begins[i], ends[i], starts[rows] - 1, tile, sums + (i - first) * N * LANES);
             return;
         }
         for (int64_t i = first; i < last; i += TOGETHER) {
