@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
@@ -321,9 +321,13 @@ cli.add_command(export)
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command and exit; a user's mistake is one line on standard error and code 2."""
+    try:
+        here = os.getcwd()
+    except OSError as error:
+        _refuse(f"the folder that you are in is gone: {error.strerror}")
     # Like `python -m`: `module:Class` in a job may name a module in the current folder.
-    if os.getcwd() not in sys.path and "" not in sys.path:
-        sys.path.append(os.getcwd())
+    if here not in sys.path and "" not in sys.path:
+        sys.path.append(here)
     try:
         sys.exit(cli.main(arguments, prog_name="sparsetrain", standalone_mode=False) or 0)
     except JobError as error:
@@ -338,6 +342,6 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(130)
 
 
-def _refuse(message: str) -> None:
+def _refuse(message: str) -> NoReturn:
     click.echo(" ".join(message.split()), err=True)
     sys.exit(2)

@@ -206,6 +206,8 @@ def load(kind: str, name: str) -> type:
     if target is None and ":" not in name:
         raise UnknownName(f"unknown {kind} {name!r}; allowed: {', '.join(names(kind))}{nearest(name, names(kind))}")
     module, _, attribute = (target or name).partition(":")
+    if not all(part.isidentifier() for part in (*module.split("."), attribute)):
+        raise UnknownName(f"unknown {kind} {name!r}; allowed: {', '.join(names(kind))}, or module:Class")
     try:
         cls = getattr(importlib.import_module(module), attribute)
     except (Exception, SystemExit) as error:  # whatever a module of the user's does when it is imported

@@ -83,6 +83,16 @@ def test_a_wrong_call_is_one_line(kind: str, folder: pathlib.Path, capsys: pytes
     assert list(folder.iterdir()) == []
 
 
+def test_a_folder_that_is_gone_is_one_line(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    code, out, err = call(capsys, "list", "way")
+    assert (code, out, err) == (2, "", "the folder that you are in is gone: No such file or directory\n")
+
+
 def test_dry_run_starts_and_makes_nothing(folder: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = call(capsys, "run", "quickstart", "--dry-run", "--json", "--against", "dense")
     plans = json.loads(out)["plans"]

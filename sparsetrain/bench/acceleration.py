@@ -89,7 +89,8 @@ def _runner(name: str, job: Job) -> Runner:
     engine = trainer.state.engine
     if job.compute != "masked" and job.masks is not None and not isinstance(engine, CompactEngine):
         raise JobError(refusal(job))
-    engine.choose()
+    if engine.choose():
+        trainer.state.sync_masks()
     return Runner(name, trainer)
 
 

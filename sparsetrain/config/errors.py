@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import reprlib
 from typing import Any
 
@@ -31,6 +32,9 @@ def describe(error: ValidationError, fields: Any) -> str:
         line = f"{dotted}: is empty; wants at least one"
     elif kind in ("missing", "missing_argument", "missing_keyword_only_argument"):
         line = f"{dotted}: is missing"
+    elif kind == "literal_error":
+        near = nearest(str(given), re.findall(r"'([^']*)'", message))
+        line = f"{dotted}: {message} (given {_short(given)}){near}"
     else:
         line = f"{dotted or 'job'}: {message} (given {_short(given)})"
     more = len(problems) - 1

@@ -63,9 +63,10 @@ def effective_sparsity(model: Any, example: Tensor, masks: MaskSet) -> float | N
 def _paths(model: Any, example: Tensor, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the flow to each masked weight of a model of ones and zeros."""
     twin = copy.deepcopy(model)
-    with torch.no_grad():
-        for name, parameter in twin.named_parameters():
-            weight = parameter.ndim > 1  # biases stay 0, also those of a coupling
-            parameter.copy_(masks[name] if weight and name in masks else torch.full_like(parameter, float(weight)))
+    for name, parameter in twin.named_parameters():
+        like = masks.get(name, parameter)  # which has the weight's shape also where only active values are held
+        weight = like.ndim > 1  # biases stay 0, also those of a coupling
+        ones = masks[name] if weight and name in masks else torch.full_like(like, float(weight), dtype=parameter.dtype)
+        parameter.data = ones.to(parameter)
     found = flow(twin, example)
     return {name: found[name] for name in masks}

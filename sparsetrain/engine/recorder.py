@@ -102,11 +102,11 @@ class Recorder:
         with self.spans.span("record"):
             if self.keeps:
                 row = figures(state, self.window, loss, evaluation, report)
-                self.last = row = {key: value for key, value in row.items() if not math.isnan(value)}
+                self.last = {key: value for key, value in row.items() if not math.isnan(value)}
             if self.rank == 0:
-                self.tracker.log(row)
+                self.tracker.log(self.last)
                 tables = [ranks, *notes(state)] if ranks is not None else []
-                self.tracker.tell(state.step, [*tables, *self.alerts.look(row)])
+                self.tracker.tell(state.step, [*tables, *self.alerts.look(self.last)])
         self.spans.flush()
         self.window = Window(transport.meter, state.exchange.seconds, self.mark)
         return loss

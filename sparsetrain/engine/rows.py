@@ -19,6 +19,8 @@ from sparsetrain.track.sink import Row, Sink
 from sparsetrain.track.tensorboard import TensorBoardSink
 from sparsetrain.track.wandb import WandbSink
 
+LARGEST = 1 << 25  # masked weights, held as their active values, that are looked through
+
 
 def figures(state: RunState, window: Window, loss: float, evaluation: Row, report: Report | None) -> Row:
     """Return the row of the present step: `loss` is the mean over ranks, `evaluation` what was evaluated, if it was."""
@@ -74,6 +76,9 @@ def effective(state: RunState) -> Row:
     backward of one sample, which belongs to an evaluation."""
     if state.masks is None:
         return {}
+    whole = sum(mask.numel() for mask in state.masks.masks.masks.values())
+    if state.engine.compact and whole > LARGEST:
+        return {}  # whole weights of several types, where not one is held
     example = state.data.train_batch(state.sampler.whole(0)[:1])[0].to(state.world.transport.device)
     found = effective_sparsity(state.model, example, state.masks.masks)
     return {} if found is None else {"mask/effective_sparsity": found}

@@ -5,6 +5,9 @@ from __future__ import annotations
 import contextlib
 import pathlib
 import shutil
+import signal
+import tempfile
+import threading
 from collections.abc import Generator
 
 from sparsetrain.config.errors import JobError
@@ -27,26 +30,41 @@ def check_target(target: pathlib.Path) -> None:
 def made(target: pathlib.Path) -> Generator[pathlib.Path]:
     """Give an empty folder that takes the target's place at the end; when anything is raised nothing is left of it.
     Raises JobError where it cannot be written."""
+    target = target.resolve()
     check_target(target)
-    beside, old = (target.with_name(f"{target.name}.{end}") for end in ("unfinished", "removed"))
+    if target == (here := pathlib.Path.cwd()) or target in here.parents:
+        raise JobError(f"--out: {target} is the folder that you are in, or holds it; name another")
+    beside: pathlib.Path | None = None
     try:
-        if old.exists() and not target.exists():
-            old.rename(target)  # killed between the two renames below
-        for rest in (beside, old):
-            if rest.exists():
-                shutil.rmtree(rest)
-        beside.mkdir(parents=True)
-        yield beside
-        _finish(beside)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        beside = pathlib.Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+        fresh, old = beside / "new", beside / "old"
+        fresh.mkdir()
+        with _tidying():
+            yield fresh
+        _finish(fresh)
         if target.exists():
             target.rename(old)
-        beside.rename(target)
+        fresh.rename(target)
         sync(target.parent)
-        shutil.rmtree(old, ignore_errors=True)
     except OSError as error:
         raise JobError(f"--out: cannot write {target}: {error.strerror or error}") from error
     finally:
-        shutil.rmtree(beside, ignore_errors=True)
+        if beside is not None:
+            shutil.rmtree(beside, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _tidying() -> Generator[None]:
+    """Let SIGTERM end what is inside as Ctrl-C does, so that nothing is left lying."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _finish(folder: pathlib.Path) -> None:

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 VERSION = "1"
 LAYOUTS = ("compressed", "csr", "bsr", "2:4")
 LARGEST = (1 << 31) - 1  # weights of a tensor
+ROOM, SPARSEST = 1 << 24, 1 << 16  # weights that any file may stand for, and those of each of its bytes
 FILE = pathlib.Path(__file__).with_name("model.safetensors")
 
 
@@ -139,10 +140,14 @@ def _read(path: pathlib.Path | str) -> tuple[dict[str, Tensor], dict[str, list[i
             raise BadExport(f"is no export of layout {', '.join(LAYOUTS)}, version {VERSION}")
         stored = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (it is no mapping)
         shapes, tied = json.loads(told.get("shapes", "{}")), json.loads(told["tied"])
+        room = max(ROOM, SPARSEST * pathlib.Path(path).stat().st_size)
         if layout == "compressed":
-            unpacked = _compressed(json.loads(told["tensors"]), stored)
+            unpacked = _compressed(json.loads(told["tensors"]), stored, room)
         else:
-            unpacked = {name: _unpack(layout, name, _shape(name, shape), stored) for name, shape in shapes.items()}
+            whole = {name: _shape(name, shape) for name, shape in shapes.items()}
+            if sum(map(math.prod, whole.values())) > room:
+                raise BadExport(f"more than {room} weights in a file of its size")
+            unpacked = {name: _unpack(layout, name, shape, stored) for name, shape in whole.items()}
         if left := sorted(set(tied.values()) - set(stored) - set(unpacked)):
             raise BadExport(f"tied to {left[0]}, which is not there")
         return {**stored, **unpacked}, shapes, tied
@@ -176,7 +181,7 @@ def _unpack(layout: str, name: str, shape: tuple[int, ...], stored: dict[str, Te
         raise BadExport(f"{name}: {str(error).splitlines()[0]}") from error
 
 
-def _compressed(groups: dict[str, list[Any]], stored: dict[str, Tensor]) -> dict[str, Tensor]:
+def _compressed(groups: dict[str, list[Any]], stored: dict[str, Tensor], room: int) -> dict[str, Tensor]:
     """Return the tensors whose values and positions stand end to end, values by their type."""
     data, found = stored.pop("positions").numpy(), {}
     for kind, entries in groups.items():
@@ -185,6 +190,9 @@ def _compressed(groups: dict[str, list[Any]], stored: dict[str, Tensor]) -> dict
             whole = _shape(name, shape)
             size = math.prod(whole)
             count = kept[0] if kept else size
+            room -= size
+            if room < 0:
+                raise BadExport(f"{name}: more weights than a file of its size stands for")
             if name in found or len(kept) > 1:
                 raise BadExport(f"{name}: is there twice, or says more than its shape and count")
             if type(count) is not int or not 0 <= count <= size or values.numel() < count:

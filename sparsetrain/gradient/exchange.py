@@ -120,8 +120,8 @@ class GradientExchange:
         arrived, self._arrived = self._arrived, None
         if arrived is not None:
             self.small.commit()
-            for channel, regime in zip(self.channels, self.regimes, strict=True):
-                regime.commit(channel)
+            for channel in (each for each in self.channels if each.size):
+                self.regimes[channel.index].commit(channel)
             self.stats = arrived
             self.step += 1
 

@@ -23,7 +23,7 @@ class Shifts:
     starts: Tensor
     offsets: Tensor
     order: Tensor | None
-    sizes: tuple[int, int, int, int, int, int, int]
+    sizes: tuple[int, ...]
 
     @property
     def rows(self) -> int:

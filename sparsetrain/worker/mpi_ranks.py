@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import socket
 from collections.abc import Mapping
 
@@ -12,7 +13,7 @@ from sparsetrain.collective.transport import Transport
 from sparsetrain.config.errors import JobError
 from sparsetrain.config.job import Job
 from sparsetrain.worker import interface
-from sparsetrain.worker.environment import Place
+from sparsetrain.worker.environment import MPI_KEYS, Place
 
 REACH = 3.0  # seconds in which a rank has to answer at an address
 
@@ -23,6 +24,12 @@ def find_place(job: Job) -> tuple[Place, MpiTransport, socket.socket | None]:
     All ranks must call it. Raises JobError when MPI is missing, or when the ranks have no address of rank 0 in common.
     """
     world = mpi_world(timeout=job.cluster.start_timeout)
+    for _, key in MPI_KEYS:
+        if os.environ.get(key, str(world.size)) != str(world.size):
+            raise JobError(
+                f"{key}: says {os.environ[key]} ranks where mpi4py finds {world.size}: mpiexec is of another MPI; "
+                "allowed: that of the MPI which mpi4py was built with"
+            )
     transport = world.transport
     assert isinstance(transport, MpiTransport)
     address, port, listener = "127.0.0.1", 1, None

@@ -121,10 +121,11 @@ def _main(notice: Notice) -> None:
     try:
         code = run(sys.argv[1:], say, notice)
     except JobError as error:
-        if rank == "0" or str(error).startswith("rank "):
-            print(" ".join(str(error).split()), file=sys.stderr)
-        else:
+        said = str(error)
+        if rank != "0" and not said.startswith("rank "):
             time.sleep(FIRST_WORD)
+            said = f"rank {rank}: {said}"  # still here: rank 0 has not found this
+        print(" ".join(said.split()), file=sys.stderr)
         code = 2
     sys.stdout.flush()
     sys.stderr.flush()

@@ -61,8 +61,9 @@ def test_wrong_options_are_one_line(arguments, said, capsys):
 
 
 @pytest.mark.timeout(120)
-def test_a_training_step_is_measured_dense_masked_and_sparse():
-    result = accelerate("fashion_mnist", TINY, "sparse", steps=2, rounds=2, threads=1)
+@pytest.mark.parametrize("every", [1, 2])
+def test_a_training_step_is_measured_dense_masked_and_sparse(every):
+    result = accelerate("fashion_mnist", (*TINY, f"exchange.every={every}"), "sparse", steps=2, rounds=2, threads=1)
     assert [row["weights"] for row in result["rows"]] == ["dense", "masked", "sparse"]
     held = {row["weights"]: row["of_dense"] for row in result["rows"]}
     assert held["dense"] == 1 and held["sparse"] < 0.5 < held["masked"]

@@ -11,6 +11,7 @@ MISTAKES = [
     ("train.steps=many", "train.steps: must be a valid integer", "'many'"),
     ("exchange.density=1.5", "exchange.density: must be less than or equal to 1 (given 1.5)", ""),
     ("exchange.regime=sprase", "exchange.regime: must be 'dense', 'packed', 'sparse', 'lowrank' or 'auto'", "'sprase'"),
+    ("exchange.regime=sprase", "exchange.regime: must be", "did you mean 'sparse'?"),
     ("exchange.allow=[]", "exchange.allow: is empty; wants at least one", ""),
     ("exchange.sparsifier=topc", "exchange.sparsifier: unknown sparsifier 'topc'; allowed: block_topk", "'topk'"),
     ("masks.method.drop=1", "masks.method.drop: unknown key (given 1); allowed: name, ", ""),

@@ -1,8 +1,11 @@
 """Operations and paths, counted on real models, against what their shapes say."""
 
+import pytest
 import torch
 from torch import nn
 
+from sparsetrain.compute.layer import put
+from sparsetrain.compute.layers import layers_of
 from sparsetrain.engine.flow import effective_sparsity
 from sparsetrain.engine.operations import Operations, count
 from sparsetrain.masks.efficiency import effective, forward_flops, train_flops_ratio
@@ -80,6 +83,19 @@ def test_paths_through_a_network_are_those_that_its_masks_connect():
         masks = masks_of(model, density)
         alive = sum(int(mask.sum()) for mask in effective(list(masks.masks.values())))
         assert abs(effective_sparsity(model, IMAGES[0][:1], masks) - (1 - alive / 266_200)) < 1e-12
+
+
+@pytest.mark.parametrize("way", ["sparse", "smaller"])
+def test_paths_are_the_same_where_only_active_weights_are_held(way):
+    model = MLP(MLP.Config())
+    masks = masks_of(model, 0.01) if way == "sparse" else masks_of(model, 1.0)
+    wanted = effective_sparsity(model, IMAGES[0][:1], masks)
+    for name, layer in layers_of(model, list(masks.masks)[1:])[0].items():
+        layer.adopt(masks.update(name))
+        put(model.get_parameter(name), layer.values(model.get_parameter(name).data))
+        layer.choose(way)
+    assert effective_sparsity(model, IMAGES[0][:1], masks) == wanted
+    assert [parameter.ndim for parameter in model.parameters()].count(2) == 1
 
 
 def test_biases_of_couplings_are_on_the_paths_of_their_neurons_and_begin_none():

@@ -204,3 +204,15 @@ def test_the_loader_needs_nothing_of_ours():
     names = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
     names |= {str(node.module) for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
     assert not any(name.startswith("sparsetrain") for name in names)
+
+
+def test_a_small_file_stands_for_no_ocean_of_weights(tmp_path):
+    empty = {"values.float32": torch.zeros(0), "positions": torch.zeros(0, dtype=torch.uint8)}
+    told = {"format": "sparsetrain", "layout": "compressed", "version": load.VERSION, "tied": "{}"}
+    groups = {"float32": [[f"w{n}", [1 << 28], 0] for n in range(3)]}
+    save_file(empty, tmp_path / "m", {**told, "tensors": json.dumps(groups)})
+    with pytest.raises(load.BadExport, match="w0: more weights than a file of its size stands for"):
+        load.tensors(tmp_path / "m")
+    save_file({}, tmp_path / "m", {**told, "layout": "csr", "shapes": json.dumps({"w": [1 << 15, 1 << 15]})})
+    with pytest.raises(load.BadExport, match="weights in a file of its size"):
+        load.state_dict(tmp_path / "m")

@@ -7,6 +7,7 @@ import json
 import pathlib
 import resource
 import shutil
+import signal
 import subprocess
 import sys
 
@@ -248,12 +249,33 @@ def test_a_full_disk_leaves_the_last_export_as_it_was(here, capsys, quick):
 
 def test_an_export_is_replaced_whole(here, capsys, quick):
     assert call(capsys, "mlp", "--format", "compressed", "--out", "mine")[0] == 0
-    (here / "mine.unfinished").mkdir()
-    (here / "mine.unfinished/rest").write_text("of one that was killed")
-    (here / "mine").rename(here / "mine.removed")  # by one that was killed between two renames
+    for name in ("mine.unfinished", "mine.removed"):
+        (here / name).mkdir()
+        (here / name / "thesis.txt").write_text("is nobody's but the user's")
     assert call(capsys, "mlp", "--format", "safetensors", "--out", "mine")[0] == 0
     assert files(here / "mine") == ["README.md", "export.json", "safetensors/model.safetensors"]
-    assert sorted(path.name for path in here.glob("mine*")) == ["mine"]
+    assert sorted(path.name for path in here.glob("*mine*")) == ["mine", "mine.removed", "mine.unfinished"]
+    (here / "link").symlink_to("mine")
+    for _ in range(2):
+        assert call(capsys, "mlp", "--format", "compressed", "--out", "link")[0] == 0
+        assert (here / "link").is_symlink() and "compressed/model.safetensors" in files(here / "mine")
+    assert sorted(path.name for path in here.glob("*link*")) == ["link"]
+
+
+def test_the_folder_that_one_is_in_is_not_replaced(here, capsys, quick, monkeypatch):
+    (here / "empty/inner").mkdir(parents=True)
+    monkeypatch.chdir(here / "empty/inner")
+    line = refused(capsys, str(here / "runs/mlp"), "--format", "compressed", "--out", ".")
+    assert line.endswith("is the folder that you are in, or holds it; name another\n")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_an_export_that_is_ended_leaves_nothing(here, capsys, quick, monkeypatch, number):
+    monkeypatch.setattr(verb, "compare", lambda *_: signal.raise_signal(number))
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as ended:
+        main(["export", "mlp", "--format", "compressed", "--out", "gone"])
+    assert ended.value.code == 130 and not list(here.glob("*gone*")) and signal.getsignal(signal.SIGTERM) is before
 
 
 def test_a_format_that_fails_is_left_out_with_its_reason(here, capsys, quick, monkeypatch):

@@ -239,6 +239,26 @@ def test_a_mask_change_keeps_residuals_of_surviving_coordinates_only(first, seco
         assert torch.equal(after[name], torch.where(survive, before[name], 0.0))
 
 
+@pytest.mark.parametrize("regime", ["sparse", "packed", "dense"])
+@pytest.mark.parametrize("feedback", ["ef14", "dgc", "ef21", "ef21_sgdm", "none"])
+def test_a_bucket_that_nothing_is_left_of_has_nothing_to_commit(feedback, regime):
+    if feedback != "none" and regime != "sparse":
+        pytest.skip("error feedback is that of sparse exchange")
+
+    def body(world: World) -> None:
+        config = exchange_config(error_feedback=feedback, regime=regime, values="fp32", density=0.1, bucket_elements=1)
+        exchange = GradientExchange(config, SHAPES, world, 8)
+        nothing = {"a.weight": torch.zeros(SHAPES["a.weight"], dtype=torch.bool)}
+        for step in range(6):
+            if step in (2, 4):
+                exchange.set_masks(nothing if step == 2 else masks(step), step)
+            means = exchange.aggregate(gradients(world.rank, step))
+            assert all(bool(torch.isfinite(mean).all()) for mean in means.values())
+            assert step not in (2, 3) or not means["a.weight"].any()
+
+    Simulation(2).run(body)
+
+
 def three_workers(density: float, feedback: str, eta: float = 0.05, steps: int = 400) -> float:
     """Beznosikov et al. (2020): f_i = <a_i, x>^2 + |x|^2 / 4, a_1 = (-3, 2, 2) and its rotations, x0 = (1, 1, 1)."""
     rows = torch.tensor([[-3.0, 2.0, 2.0], [2.0, -3.0, 2.0], [2.0, 2.0, -3.0]])

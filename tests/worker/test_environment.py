@@ -1,5 +1,10 @@
 from __future__ import annotations
 
+import os
+import pathlib
+import subprocess
+import sys
+
 import pytest
 
 from sparsetrain.config.errors import JobError
@@ -45,6 +50,15 @@ def test_a_missing_variable_is_named(key: str) -> None:
     env = {name: value for name, value in TORCHRUN.items() if name != key}
     with pytest.raises(JobError, match=f"^{key}: not set"):
         from_torchrun(env)
+
+
+@pytest.mark.parametrize("wrong", [{"RANK": "9"}, {"RANK": "x"}, {"LOCAL_RANK": "7"}])
+def test_a_rank_that_alone_is_told_nonsense_says_so(wrong: dict[str, str], tmp_path: pathlib.Path) -> None:
+    worker = [sys.executable, "-m", "sparsetrain.worker", "quickstart"]
+    env = {**os.environ, **TORCHRUN, **wrong}
+    done = subprocess.run(worker, env=env, cwd=tmp_path, capture_output=True, text=True, timeout=100, check=False)
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
+    assert done.stderr.startswith(f"rank {env['RANK']}: {next(iter(wrong))}: ") and not list(tmp_path.iterdir())
 
 
 def test_half_a_launcher_is_not_taken_for_none() -> None:

@@ -10,9 +10,20 @@ import pytest
 from sparsetrain.collective.simulated import Simulation
 from sparsetrain.collective.world import World
 from sparsetrain.config.errors import JobError
+from sparsetrain.config.load import load_job
 from sparsetrain.worker import mpi_ranks
 
 NOWHERE = "127.0.0.9"  # rank 0 listens there, and the other rank is told that nobody does
+
+
+@pytest.mark.parametrize("key", ["PMI_SIZE", "OMPI_COMM_WORLD_SIZE"])
+def test_an_mpiexec_of_another_mpi_is_told_and_does_not_train_many_times(
+    monkeypatch: pytest.MonkeyPatch, key: str
+) -> None:
+    monkeypatch.setenv(key, "2")
+    monkeypatch.setattr(mpi_ranks, "mpi_world", lambda timeout: World())
+    with pytest.raises(JobError, match=f"^{key}: says 2 ranks where mpi4py finds 1: mpiexec is of another MPI"):
+        mpi_ranks.find_place(load_job("quickstart", ()))
 
 
 def ranks(found: dict[str, str], wanted: str | None = None) -> list[tuple[str, int, bool]]:

@@ -323,7 +323,7 @@ def _zeros(count: int, dtype: torch.dtype) -> Tensor:
     return torch.zeros(count, dtype=dtype, device="cpu")
 
 
-def _empty(count: int | tuple[int, int], dtype: torch.dtype) -> Tensor:
+def _empty(count: int | tuple[int, ...], dtype: torch.dtype) -> Tensor:
     # Whatever default device and type the caller's program has set: an address on the CPU is handed on.
     return torch.empty(count, dtype=dtype, device="cpu")
 
