@@ -41,33 +41,54 @@ def bench_select(
 
 
 @bench.command("compute")
-@click.option("--layer", "layers", multiple=True, default=("4096x1024",), show_default=True, help="OUTPUTSxINPUTS.")
+@click.option(
+    "--layer", "layers", multiple=True, default=("4096x1024",), show_default=True, help="OUTPUTSxINPUTS[xHEIGHTxWIDTH]."
+)
 @click.option("--batch", "batches", type=int, multiple=True, default=(1024, 32), show_default=True)
 @click.option(
     "--density", "densities", type=float, multiple=True, default=(0.5, 0.2, 0.1, 0.05, 0.02), show_default=True
 )
+@click.option("--pixels", type=int, default=14, show_default=True, help="Edge of the images of convolutions.")
 @click.option("--threads", type=int, default=1, show_default=True, help="Cores that a product may take.")
 @click.option("--rounds", type=int, default=5, show_default=True, help="Turns of each candidate.")
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
+@click.option("--precision", type=click.Choice(["fp32", "bf16"]), default="fp32", show_default=True)
+@click.option("--fresh", is_flag=True, help="Measure again what this machine has measured before.")
 @as_json_option
 def bench_compute(
     layers: tuple[str, ...],
     batches: tuple[int, ...],
     densities: tuple[float, ...],
+    pixels: int,
     threads: int,
     rounds: int,
+    device: str,
+    precision: str,
+    fresh: bool,
     as_json: bool,
 ) -> None:
     """Time every way to multiply by sparse weights against the best dense product, forward and backward."""
-    from sparsetrain.bench.compute import measure, show
+    from sparsetrain.bench.compute import Setting, measure, show
+    from sparsetrain.bench.kept import once
 
     shapes = []
     for layer in layers:
-        outputs, _, inputs = layer.partition("x")
-        if not outputs.isdecimal() or not inputs.isdecimal():
-            raise JobError(f"bench compute: --layer {layer}: must be two whole numbers, 4096x1024 say")
-        shapes.append((int(outputs), int(inputs)))
+        sides = layer.split("x")
+        if len(sides) not in (2, 4) or not all(side.isdecimal() for side in sides):
+            raise JobError(f"bench compute: --layer {layer}: must be two or four whole numbers, 4096x1024 say")
+        shapes.append(tuple(map(int, sides)))
     try:
-        result = measure(shapes, batches, densities, threads, rounds)
+        setting = Setting(
+            layers=tuple(shapes),
+            batches=batches,
+            densities=densities,
+            threads=threads,
+            rounds=rounds,
+            pixels=pixels,
+            device=device,
+            dtype=precision,
+        )
+        result = once("compute", setting, lambda: measure(setting), fresh)
     except ValueError as error:
         raise JobError(f"bench compute: {error}") from error
     click.echo(json.dumps(result, indent=2) if as_json else show(result))

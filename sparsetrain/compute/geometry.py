@@ -46,6 +46,17 @@ class Geometry(abc.ABC):
         """Return the gradient of `x` from that of its rows."""
 
     @property
+    def axis(self) -> int:
+        """Return the axis of inputs and outputs in what goes in and comes out."""
+        return -1 if len(self.shape) == 2 else 1
+
+    def whole_input(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Return the shape of an input with all of its features or channels."""
+        sizes = list(shape)
+        sizes[self.axis] = self.shape[1]
+        return tuple(sizes)
+
+    @property
     def outputs(self) -> int:
         """Return how many outputs there are."""
         return self.shape[0]

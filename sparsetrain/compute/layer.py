@@ -38,6 +38,8 @@ class Layer:
         self.way: Way | None = None
         self.chosen = MASKED
         self.stale = True
+        self.reader: Layer | None = None  # see compute/pairs.py
+        self.fits: tuple[Way, Way | None, bool] | None = None
         module.forward = self.forward
 
     def adopt(self, mask: Tensor) -> None:
@@ -61,13 +63,22 @@ class Layer:
 
     def forward(self, x: Tensor) -> Tensor:
         """Return what the module gives out."""
-        self.seen = tuple(x.shape)
+        self.seen = self.geometry.whole_input(tuple(x.shape))
         kind = x.device.type
         self.dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else torch.float32
         weight, bias = self.module.weight, self.module.bias
         if weight.ndim > 1 or self.way is None:
             return self.plain(x)
+        self.way.narrow = self._narrow(self.way)
         return _Product.apply(x, weight, bias, self, self.way)
+
+    def _narrow(self, way: Way) -> bool:
+        """Return whether the reader can take what comes out without what no weight computes. A gradient of all weights
+        needs the rest."""
+        other = self.reader.way if self.reader is not None and not self.watching else None
+        if self.fits is None or self.fits[0] is not way or self.fits[1] is not other:
+            self.fits = (way, other, way.gives_what(other))
+        return self.fits[2]
 
     def watched(self, x: Tensor, dy: Tensor) -> None:
         """Keep what a pass adds to the gradient of all weights."""
@@ -128,6 +139,6 @@ class _Product(torch.autograd.Function):
             dx, gradient = ctx.way.backward(x, values.to(ctx.dtype), dy, (wanted[0], wanted[1]))
             if layer.watching:
                 layer.watched(x, dy)
-            bias = layer.geometry.bias_gradient(dy) if wanted[2] else None
+            bias = ctx.way.bias_gradient(dy) if wanted[2] else None
         gradient, bias = (None if each is None else each.to(values.dtype) for each in (gradient, bias))
         return None if dx is None else dx.to(ctx.given), gradient, bias, None, None

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -18,6 +18,8 @@ from sparsetrain import registry
 from sparsetrain.compute.choice import Chooser, Timed
 from sparsetrain.compute.layer import Layer, put
 from sparsetrain.compute.layers import layers_of
+from sparsetrain.compute.pairs import pair
+from sparsetrain.config.coupling import Coupling
 from sparsetrain.config.job import Job
 from sparsetrain.engine.engine import Parts, gradient
 from sparsetrain.engine.operations import unchanged
@@ -51,7 +53,7 @@ class CompactEngine(TorchEngine):
 
     `masks` returns the present masks, which the way out of `whole` with a change follows; `bucketed` takes weights that
     could be held so and returns those that the exchange can take so. `others` says of the rest why not. `example` is
-    a batch.
+    a batch; `couplings` are the model's own.
     """
 
     packs = True
@@ -64,6 +66,7 @@ class CompactEngine(TorchEngine):
         bucketed: Callable[[list[str]], list[str]],
         gather: Gather,
         example: tuple[Tensor, ...],
+        couplings: Sequence[Coupling] = (),
     ) -> None:
         super().__init__(TorchEngine.Config(), parts)
         self.masks, self.gather = masks, gather
@@ -80,6 +83,8 @@ class CompactEngine(TorchEngine):
         self.changed = False
         with torch.no_grad(), unchanged(self.model), self._autocast():
             self.model.loss(example)  # what a choice is for depends on what comes in
+        with unchanged(self.model):
+            pair(self.model, self.layers, couplings, example)
         for name, layer in self.layers.items():
             layer.adopt(masks().update(name))
 

@@ -204,6 +204,7 @@ def _engine(parts: Parts, masks: MaskController | None, exchange: GradientExchan
         bucketed=lambda names: compacted(exchange.channels, names),
         gather=lambda data: transport.gather_bytes(data, "control"),
         example=example,
+        couplings=couplings(job.masks, parts.model) if job.masks is not None else (),
     )
 
 

@@ -22,6 +22,7 @@ class Way(abc.ABC):
 
     Config = NoOptions
     only: torch.dtype | None = None  # the type that it computes in, whatever the model does
+    narrow = False  # gives out only what some weight computes, to a reader that takes nothing else
 
     def __init__(self, geometry: Geometry, mask: Tensor, pattern: Pattern) -> None:
         self.geometry, self.pattern = geometry, pattern
@@ -34,6 +35,14 @@ class Way(abc.ABC):
     def computes_in(self, dtype: torch.dtype) -> torch.dtype:
         """Return the type that it computes in where the model does in `dtype`."""
         return self.only or dtype
+
+    def gives_what(self, reader: Way | None) -> bool:
+        """Return whether a reader takes in just those outputs that some weight computes, and could take them narrow."""
+        return False
+
+    def bias_gradient(self, dy: Tensor) -> Tensor:
+        """Return the gradient of the bias."""
+        return self.geometry.bias_gradient(dy)
 
     @abc.abstractmethod
     def forward(self, x: Tensor, values: Tensor, bias: Tensor | None) -> Tensor:

@@ -15,14 +15,15 @@ from sparsetrain.kernels.pattern import Pattern
 class Smaller(Way):
     """Some outputs and some inputs with all weights between them: what is left is a dense layer.
 
-    Outputs that are out give their bias; inputs that are out are not looked at.
+    Outputs that are out give their bias; inputs that are out are not looked at. When it is `narrow` they are not there
+    at all, nor in what comes back; what comes in may lack them, too.
     """
 
     def __init__(self, geometry: Geometry, mask: Tensor, pattern: Pattern) -> None:
         super().__init__(geometry, mask, pattern)
         self.outputs, self.inputs = _sides(mask)
         self.shape = (len(self.outputs), len(self.inputs), *geometry.shape[2:])
-        self.axis = -1 if len(geometry.shape) == 2 else 1  # of inputs and outputs, in a batch
+        self.axis = geometry.axis
 
     @classmethod
     def refuses(cls, geometry: Geometry, mask: Tensor, pattern: Pattern, dtype: torch.dtype) -> str:
@@ -37,7 +38,7 @@ class Smaller(Way):
         """See Way."""
         some = None if bias is None else bias[self.outputs]
         part = self.geometry.forward(self._in(x), values.view(self.shape), some)
-        if len(self.outputs) == self.geometry.outputs:
+        if len(self.outputs) == self.geometry.outputs or self.narrow:
             return part
         size = list(part.shape)
         size[self.axis] = self.geometry.outputs
@@ -48,14 +49,25 @@ class Smaller(Way):
 
     def backward(self, x: Tensor, values: Tensor, dy: Tensor, wanted: tuple[bool, bool]) -> tuple[Any, Any]:
         """See Way."""
-        part = dy if len(self.outputs) == self.geometry.outputs else dy.index_select(self.axis, self.outputs)
+        part = dy if dy.shape[self.axis] == len(self.outputs) else dy.index_select(self.axis, self.outputs)
         dx, gradient = self.geometry.backward(self._in(x), values.view(self.shape), part, wanted)
-        if dx is not None and len(self.inputs) < self.geometry.shape[1]:
+        if dx is not None and len(self.inputs) < x.shape[self.axis]:
             dx = torch.zeros_like(x, dtype=dx.dtype).index_copy_(x.ndim - 1 if self.axis == -1 else 1, self.inputs, dx)
         return dx, gradient.reshape(-1) if gradient is not None else None
 
+    def gives_what(self, reader: Way | None) -> bool:
+        """See Way."""
+        return isinstance(reader, Smaller) and torch.equal(self.outputs, reader.inputs)
+
+    def bias_gradient(self, dy: Tensor) -> Tensor:
+        """See Way."""
+        part = self.geometry.bias_gradient(dy)
+        if len(part) == self.geometry.outputs:
+            return part
+        return part.new_zeros(self.geometry.outputs).index_copy_(0, self.outputs, part)
+
     def _in(self, x: Tensor) -> Tensor:
-        return x if len(self.inputs) == self.geometry.shape[1] else x.index_select(self.axis, self.inputs)
+        return x if len(self.inputs) == x.shape[self.axis] else x.index_select(self.axis, self.inputs)
 
 
 def _sides(mask: Tensor) -> tuple[Tensor, Tensor]:
