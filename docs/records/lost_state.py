@@ -1,9 +1,10 @@
 """What a rank's own state is worth to a run with local steps: the same run, with one rank's share of it lost once.
 
-    torchrun --standalone --nproc-per-node 4 docs/records/lost_state.py STEPS [AT ...]
+    torchrun --standalone --nproc-per-node 4 docs/records/lost_state.py STEPS [AT ...] [a.b=c ...]
 
 Right after the exchange of step AT (default 20, 40, 60) one rank, in turn each of them, forgets its residual, takes the
-optimizer's state of the next one, or both, as a rank does that has taken a lost one's place. Prints the last losses.
+optimizer's state of the next one, or both, as a rank does that has taken a lost one's place. The job is JOB below, with
+what is said of it in addition. Prints the last losses.
 """
 
 from __future__ import annotations
@@ -65,13 +66,13 @@ def forget(state: RunState, kind: str, who: int) -> None:
         state.engine.load_state(held, False)
 
 
-def once(steps: int, seed: int, kind: str = "", who: int = -1, at: int = -1) -> float:
+def once(steps: int, seed: int, own: list[str], kind: str = "", who: int = -1, at: int = -1) -> float:
     """Return the last evaluation's loss. Collective."""
-    job = load_job("text_gpt", tuple(JOB.format(steps=steps, seed=seed).split()))
+    job = load_job("text_gpt", (*JOB.format(steps=steps, seed=seed).split(), *own))
     seed_all(seed)
     world = World(rank=dist.get_rank(), size=dist.get_world_size(), transport=TorchTransport())
-    with tempfile.TemporaryDirectory() as own:
-        folder = pathlib.Path(world.transport.gather_bytes(own.encode())[0].decode())
+    with tempfile.TemporaryDirectory() as there:
+        folder = pathlib.Path(world.transport.gather_bytes(there.encode())[0].decode())
         trainer = Forgetful(build(job, world), folder, log=lambda line: None, show=lambda row: None)
         trainer.kind, trainer.who, trainer.at = kind, who, at
         loss = float(trainer.run()["eval/loss"])
@@ -80,16 +81,16 @@ def once(steps: int, seed: int, kind: str = "", who: int = -1, at: int = -1) -> 
     return loss
 
 
-def main(steps: int, at: list[int]) -> None:
+def main(steps: int, at: list[int], own: list[str]) -> None:
     """Run and print. Every rank calls this."""
     dist.init_process_group("gloo", timeout=datetime.timedelta(minutes=10))
     torch.set_num_threads(1)
     rows: list[dict[str, str | float]] = []
-    calm = [once(steps, seed) for seed in range(5)]
+    calm = [once(steps, seed, own) for seed in range(5)]
     rows.append({"lost": "nothing, seeds 0 to 4", "after step": "-", **_losses(calm)})
     for kind in KINDS:
         for step in at:
-            found = [once(steps, 0, kind, who, step) for who in range(dist.get_world_size())]
+            found = [once(steps, 0, own, kind, who, step) for who in range(dist.get_world_size())]
             rows.append({"lost": kind, "after step": str(step), **_losses(found)})
     if dist.get_rank() == 0:
         print(f"{steps} steps; undisturbed with seed 0: {calm[0]:.4f}")
@@ -102,4 +103,6 @@ def _losses(found: list[float]) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), [int(each) for each in sys.argv[2:]] or [20, 40, 60])
+    said = sys.argv[2:]
+    settings = [each for each in said if "=" in each]
+    main(int(sys.argv[1]), [int(each) for each in said if "=" not in each] or [20, 40, 60], settings)
