@@ -21,6 +21,7 @@ from sparsetrain.launch.launch import plan_of
 from sparsetrain.launch.plan import LaunchPlan, page
 
 LOCAL: dict[str, Any] = {"head_ip": "10.0.0.1", "worker_ips": ["10.0.0.2"], "ssh_user": "me"}
+ME = ("cluster.launcher.ssh_user=me",)
 WHEEL = "sparsetrain-0.1.0-py3-none-any.whl"
 STOCK: dict[str, Any] = {  # what an image of Ubuntu 24.04 lacks
     "mounts": [f"dist/{WHEEL}:~/{WHEEL}"],
@@ -133,7 +134,6 @@ def test_gpus_a_token_and_what_else_is_on_every_machine() -> None:
         ({**AWS, "mounts": ["my.py"]}, "cluster.launcher.mounts.0: "),
         ({**AWS, "nodes": 3}, "cluster.launcher.nodes: 3 nodes do not share cluster.workers (2) evenly"),
         ({**LOCAL, "worker_ips": ["10.0.0.1"]}, "cluster.launcher.worker_ips: a machine is named twice"),
-        ({**LOCAL, "head_ip": "nowhere.invalid"}, "cluster.launcher: no host 'nowhere.invalid' is known here"),
         ({"provider": "azure"}, "cluster.launcher.provider: "),
         ({**AWS, "cluster": {"address": "head:6379"}}, "cluster.address: the job gets a cluster of its own"),
         ({**AWS, "cluster": {"workers": {"min": 1, "max": 2}}}, "cluster.workers: 1 to 2 is for Ray; ray_cluster"),
@@ -143,6 +143,11 @@ def test_what_cannot_be_started_is_refused(options: Any, said: str) -> None:
     with pytest.raises(JobError) as refused:
         plan(**options)
     assert str(refused.value).startswith(said)
+
+
+def test_a_host_that_nobody_knows_is_a_warning_in_a_dry_run(capsys: pytest.CaptureFixture[str]) -> None:
+    assert plan(**{**LOCAL, "head_ip": "nowhere.invalid"}).nodes == 2
+    assert capsys.readouterr().err == "warning: cluster.launcher: no host 'nowhere.invalid' is known here\n"
 
 
 @pytest.fixture
@@ -184,6 +189,8 @@ def test_a_missing_file_and_a_silent_machine_are_one_line(bare: pathlib.Path, mo
 
     monkeypatch.setattr(socket, "create_connection", refuse)
     words = ["launch", "quickstart", "--on", "ray_cluster", "cluster.launcher.head_ip=127.0.0.1"]
-    done = CliRunner().invoke(cli, [*words, "cluster.launcher.ssh_user=me"])
+    unknown = CliRunner().invoke(cli, [*words[:-1], "cluster.launcher.head_ip=nowhere.invalid", *ME])
+    assert str(unknown.exception) == "cluster.launcher: no host 'nowhere.invalid' is known here"
+    done = CliRunner().invoke(cli, [*words, *ME])
     assert str(done.exception).startswith("cluster.launcher: 127.0.0.1 does not answer to ssh: ")
     assert not (bare / "said").exists()

@@ -209,5 +209,5 @@ class RayCluster:
         hosts = tuple(filter(None, (config.head_ip, *config.worker_ips)))
         if len(set(hosts)) < len(hosts):
             raise JobError(f"{FIELD}.worker_ips: a machine is named twice")
-        refuse_unknown(hosts, FIELD)
+        refuse_unknown(hosts, FIELD, request)
         return request.per_node(self.count, f"{FIELD}.{'worker_ips' if config.provider == 'local' else 'nodes'}")
