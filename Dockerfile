@@ -12,7 +12,7 @@ RUN pip wheel --no-cache-dir --no-deps --wheel-dir /wheels .
 
 FROM python:${PYTHON}-slim
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
-ARG EXTRAS=submit,s3
+ARG EXTRAS=report,s3,submit
 # g++ compiles the kernels for the machine at first use; KubeRay asks pods for their health with wget.
 RUN apt-get update \
     && apt-get install -y --no-install-recommends g++ wget \

@@ -40,6 +40,8 @@ def test_the_classes_of_the_page_train(tmp_path):
     assert code == 0, err
     assert "weights 50.0% sparse" in out and "mask epoch 2" in out
     assert desk.run_json("mine")["result"]["eval/loss"] < 5.0
+    code, _, err = desk.call("sparsetrain", "export", "mine", "--format", "safetensors")
+    assert code == 0 and (tmp_path / "runs/mine/export/export.json").exists(), err
     assert desk.left() == {}
     shutil.rmtree(desk.temporary)
 

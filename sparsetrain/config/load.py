@@ -20,6 +20,8 @@ from sparsetrain.config.nodes import check_nodes
 
 LONGEST = 1 << 18  # characters of a YAML text
 DIGITS = 100  # characters of a number
+# What to write for sections that may be a plain number, too.
+WHOLE = {"cluster.workers": """; give it whole: 'cluster.workers={"min": 2, "max": 8}'"""}
 # What PyYAML raises for a value that is not what its tag says.
 UNREADABLE = (yaml.YAMLError, ValueError, TypeError, AttributeError, LookupError, ArithmeticError, RecursionError)
 
@@ -142,7 +144,8 @@ def apply_overrides(tree: dict[str, Any], overrides: tuple[str, ...]) -> dict[st
             node[part] = {"name": inner} if isinstance(inner, str) else inner if inner is not None else {}
             node = node[part]
             if not isinstance(node, dict):
-                raise JobError(f"{path}: {part} is not a section (it holds {inner!r})")
+                whole = WHOLE.get(path.rpartition(".")[0], "")
+                raise JobError(f"{path}: {part} is not a section (it holds {inner!r}){whole}")
         node[last] = value
     return result
 

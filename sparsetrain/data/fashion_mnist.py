@@ -50,6 +50,12 @@ class FashionMNIST:
         self.train, self.eval = (((x - mean) / spread, y) for x, y in (train, _images(content, "t10k")))
         self.train_size, self.eval_size = len(self.train[1]), len(self.eval[1])
 
+    @staticmethod
+    def look(config: Config) -> None:
+        """Raise JobError where the files are not on this machine and will not be fetched."""
+        if not config.download:
+            _find(config)
+
     def describe(self) -> dict[str, object]:
         """Return the source, its size in bytes and the sha256 of the training images."""
         return {"source": str(self.folder), "files": len(FILES), "bytes": self.bytes, "sha256": self.sha256}

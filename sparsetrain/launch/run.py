@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 from typing import Any, TextIO
 
+from sparsetrain import registry
 from sparsetrain.config.errors import JobError
 from sparsetrain.config.job import Job
 from sparsetrain.config.load import load_job, parse, to_tree
@@ -70,6 +71,7 @@ def run_job(job: Job, options: Options | None = None, shown: Shown = progress) -
         folder = record.run_folder(each)
         # Refuse before the first one starts.
         if options.fresh or not existing.finished(each, folder):
+            refuse_missing(each)
             stored.refuse(each, folder, options.fresh)
     ended: list[Ended] = []
     for each in jobs:
@@ -101,6 +103,8 @@ def show_plan(job: Job, options: Options) -> int:
     for each in jobs:
         folder = record.run_folder(each)
         done = not options.fresh and existing.finished(each, folder)
+        if not done:
+            refuse_missing(each)
         plans.append({**ray_plan(each).as_dict(), "folder": str(folder), "finished": done})
     if options.as_json:
         print(json.dumps({"plans": plans, "job": to_tree(job)}, indent=2))
@@ -141,6 +145,14 @@ def refuse_same(jobs: list[Job]) -> None:
     for number, folder in enumerate(folders):
         if folder in folders[:number]:
             raise JobError(f"name: {jobs[number].name!r} is the name of two of these runs; give one of them another")
+
+
+def refuse_missing(job: Job) -> None:
+    """Raise JobError where the workers will be on this machine and the job's data is not, as far as its class can look
+    (`look(config)`)."""
+    look = getattr(registry.load("data", job.data.name), "look", None)
+    if look is not None and job.cluster.address is None:
+        look(job.data.config)
 
 
 def run_one(job: Job, options: Options, start: Start = run_on_ray, shown: Shown = progress) -> Ended:

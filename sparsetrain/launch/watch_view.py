@@ -99,7 +99,7 @@ def _bytes(seen: Seen) -> list[Text]:
         words.append(f"{abs(1 - sent / dense):.1%} {'less' if sent <= dense else 'more'} than dense ({size(dense)})")
     if "comm/total_bytes" in last:
         words.append(f"{size(last['comm/total_bytes'])} so far")
-    lines = [_line(("  sent       ", "dim"), (", ".join(words), ""))] if words else []
+    lines = [_line(("  all sent   ", "dim"), (", ".join(words), ""))] if words else []
     if "time/step_s" in last:
         parts = [f"{_ms(last['time/step_s'])} ms a step"]
         parts += [f"{part} {_ms(last[key])}" for part, key in PARTS if key in last]

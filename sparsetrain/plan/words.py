@@ -17,7 +17,11 @@ HEADERS = ("way", "loses", "step", "waits", "sent a step", "inside a node", "qui
 
 def table(found: Forecast, cluster: ClusterPlan) -> str:
     """Return the ways as a table for people."""
-    headers = (*HEADERS, *(("goodput",) if cluster.failures.node_hours else ()), *(("price",) if cluster.price else ()))
+    headers = (
+        *HEADERS,
+        *(("goodput",) if cluster.failures.node_hours else ()),
+        *(("price of the run",) if cluster.price else ()),
+    )
     rows = [_row(way, cluster) for way in found.ways]
     widths = [max(len(row[i]) for row in [headers, *rows]) for i in range(len(headers))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in [headers, *rows]]
@@ -48,10 +52,16 @@ def heading(job: Job, model: Model, cluster: ClusterPlan, found: Forecast) -> st
     """Return what was planned, in one line."""
     masked = f", {model.masked:,} masked of which {model.active / model.masked:.1%} stay" if model.masked else ""
     each = f" x {cluster.workers_per_node} workers" if cluster.workers_per_node > 1 else ""
+    slowest = max(way.step.seconds - way.step.exposed_s for way in found.ways)
+    straggling = f", {1e3 * slowest:.3g} ms of the slowest worker" if slowest > 1.001 * found.compute_s else ""
+    paid = f"; a node costs {cluster.price:g} an hour" if cluster.price else ""
     return (
         f"{job.model.name} of {model.weights:,} weights{masked}; {cluster.nodes} nodes{each}, {cluster.network.rate} "
-        f"links of {1e3 * cluster.network.latency_s:.3g} ms; {1e3 * found.compute_s:.3g} ms of computing a step; "
-        f"density {job.exchange.density:g}" + (f", every {job.exchange.every} steps" if job.exchange.every > 1 else "")
+        f"links of {1e3 * cluster.network.latency_s:.3g} ms; {1e3 * found.compute_s:.3g} ms of computing a step"
+        f"{straggling}; "
+        f"density {job.exchange.density:g}"
+        + (f", every {job.exchange.every} steps" if job.exchange.every > 1 else "")
+        + paid
     )
 
 

@@ -108,7 +108,7 @@ def _rows(reference: Run) -> list[tuple[str, str, Callable[[Run], str]]]:
         ("mask bytes sent a step, whole run", "comm/mask_bytes_mean", sent("comm/mask_bytes_mean")),
         ("all bytes sent a step, whole run", "comm/total_bytes_mean", sent("comm/total_bytes_mean")),
         ("  compression", "comm/total_bytes_mean", times("comm/total_bytes_mean")),
-        ("exchange time a step (ms)", "time/exchange_s_steady", plain("time/exchange_s_steady", ".1f", 1e3)),
-        ("step time (ms)", "time/step_s_steady", plain("time/step_s_steady", ".1f", 1e3)),
+        ("exchange time a step (ms, median)", "time/exchange_s_steady", plain("time/exchange_s_steady", ".1f", 1e3)),
+        ("step time (ms, median)", "time/step_s_steady", plain("time/step_s_steady", ".1f", 1e3)),
         ("training time (s)", "job/wall_s", plain("job/wall_s", ".1f")),
     ]

@@ -31,7 +31,7 @@ def format_row(row: dict[str, Any]) -> str:
         accuracy = f" ({row['eval/accuracy']:.2%} right)" if "eval/accuracy" in row else ""
         parts.append(f"validation {row['eval/loss']:.4f}{bits}{accuracy}")
     if "comm/gradient_bytes_per_step" in row:
-        parts.append(f"sent {size(row['comm/gradient_bytes_per_step'])}/step")
+        parts.append(f"gradients {size(row['comm/gradient_bytes_per_step'])}/step")
     if row.get("comm/weight_bytes_per_step"):
         parts.append(f"and {size(row['comm/weight_bytes_per_step'])} of weights")
     if "mask/sparsity" in row:

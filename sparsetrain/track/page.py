@@ -187,7 +187,7 @@ def _traffic(runs: Sequence[Told]) -> str:
         chart("sent", "Gradient sent a step, mean so far", sent, STEPS, Axis(label="bytes; dotted: dense", log=True))
         + chart("total", "Sent so far", total, STEPS, Axis(label="MB; dotted: masks", log=True))
         + chart("step-time", "Time of a step", _curves(runs, STEP, "time/step_s", factor=1e3), STEPS, Axis(label="ms"))
-        + stacked("time", "Where the time goes", bars)
+        + stacked("time", "Where the time of a step goes (means)", bars)
     )
 
 

@@ -69,7 +69,7 @@ def _label(axes: Any) -> None:
         ("bytes sent by rank 0", "step", "MB, cumulative"),
         ("weights: sparsity and churn", "step", "share"),
         ("residual of rank 0", "step", "2-norm"),
-        ("where a step's time goes", "", "ms"),
+        ("where a step's time goes", "", "ms, mean"),
     )
     for axis, (title, x, y) in zip(axes.flat, titles, strict=True):
         axis.set(title=title, xlabel=x, ylabel=y)

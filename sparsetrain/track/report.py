@@ -21,7 +21,9 @@ def write_report(folders: list[pathlib.Path], out: pathlib.Path) -> pathlib.Path
     try:
         draw({run.name: run.digest for run in runs}, out / PICTURE)
     except ImportError:
-        table += "\nno picture: pip install 'sparsetrain[report]' brings matplotlib\n"
+        lacking = f"no {PICTURE}: matplotlib is not installed (extra `report`)"
+        table += f"\n{lacking}\n"
+        print(lacking, file=sys.stderr)
     except OSError:
         raise
     except Exception as error:  # numbers that no axis can hold; the page has its own

@@ -54,6 +54,16 @@ def test_each_mistake_gives_one_line_with_path_value_and_what_is_allowed(overrid
     assert holds in line and "\n" not in line
 
 
+def test_one_bound_of_a_number_of_workers_says_how_to_give_both(tmp_path):
+    path = tmp_path / "job.yaml"
+    path.write_text("name: x\ncluster: {workers: 2}\n")
+    with pytest.raises(JobError) as caught:
+        load_job(str(path), ("cluster.workers.min=2", "cluster.workers.max=8"))
+    began, way = str(caught.value).split("; give it whole: ")
+    assert began == "cluster.workers.min: workers is not a section (it holds 2)"
+    assert load_job(str(path), (way.strip("'"),)).cluster.workers.max == 8
+
+
 @pytest.mark.parametrize("preset", PRESETS)
 def test_a_resolved_job_reads_back_as_itself(preset, tmp_path):
     job = load_job(preset)

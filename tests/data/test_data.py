@@ -4,9 +4,11 @@ import struct
 
 import pytest
 import torch
+from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sparsetrain.cli import cli
 from sparsetrain.config.errors import JobError
 from sparsetrain.data import fashion_mnist
 from sparsetrain.data.fashion_mnist import FashionMNIST
@@ -126,3 +128,14 @@ def test_a_download_is_checked_and_cached(tmp_path, monkeypatch):
 def test_the_real_set_has_its_known_checksums():
     for name, expected in fashion_mnist.FILES.items():
         assert hashlib.sha256(fashion_mnist._read(fashion_mnist.SYSTEM, name)).hexdigest() == expected
+
+
+def test_missing_files_are_told_before_workers_start_where_these_will_be_here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for more in ([], ["--dry-run"]):
+        done = CliRunner().invoke(cli, ["run", "fashion_mnist", f"data.root={tmp_path}", *more])
+        assert str(done.exception).startswith(f"data.root: no Fashion-MNIST in {tmp_path}; ")
+    assert not (tmp_path / "runs").exists()
+    for elsewhere in ("cluster.address=head:6379", "data.download=true"):
+        done = CliRunner().invoke(cli, ["run", "fashion_mnist", f"data.root={tmp_path}", elsewhere, "--dry-run"])
+        assert done.exit_code == 0, done.exception

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 import json
 import pathlib
@@ -107,6 +108,21 @@ def test_a_rank_that_fails_under_mpiexec_ends_the_job_and_says_why(tmp_path: pat
     assert "Traceback" in done.stderr
     assert time.monotonic() - began < 60
     assert desk.left() == {}
+    shutil.rmtree(desk.temporary)
+
+
+@pytest.mark.skipif(not any(importlib.metadata.distributions(name="mpich")), reason="mpi4py may be another MPI's")
+@needs_mpi
+def test_an_mpiexec_and_an_mpi4py_of_two_mpis_are_one_line(tmp_path: pathlib.Path) -> None:
+    desk = Desk(tmp_path)
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin/mpiexec").write_text("#!/bin/sh\necho 'mpirun (Open MPI) 5.0.11'\n")
+    (tmp_path / "bin/mpiexec").chmod(0o755)
+    env = {**desk.env(), "PATH": f"{tmp_path}/bin:{pathlib.Path(sys.executable).parent}:/usr/bin:/bin"}
+    script = ["sh", str(REPOSITORY / "launchers/mpi.sh"), "job.yaml"]
+    done = subprocess.run(script, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2 and done.stderr.startswith("mpi.sh: mpiexec is of "), done.stderr
+    assert done.stderr.count("\n") == 1
     shutil.rmtree(desk.temporary)
 
 

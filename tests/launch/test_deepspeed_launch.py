@@ -73,7 +73,6 @@ def test_the_devices_that_the_environment_leaves_are_the_ones() -> None:
     [
         ({"hosts": ["localhost", "127.0.0.1", "::1"]}, "cluster.launcher.hosts.2: "),
         ({"hosts": [*HOSTS, "127.0.0.2"]}, "cluster.launcher.hosts: 3 nodes do not share cluster.workers (4) evenly"),
-        ({"hosts": ["localhost", "nowhere.invalid"]}, "cluster.launcher.hosts: no host 'nowhere.invalid' is known"),
         ({"hosts": ["localhost", "localhost"]}, "cluster.launcher.hosts: 'localhost' is named twice"),
         ({"hosts": ["localhost:2", "127.0.0.1"]}, "cluster.launcher.hosts: give slots for all hosts or for none"),
         ({"hosts": ["localhost:2", "127.0.0.1:1"]}, "cluster.launcher.hosts: their slots are 3, cluster.workers is 4"),

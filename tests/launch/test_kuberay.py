@@ -67,12 +67,9 @@ def test_a_token_is_a_reference_and_spares_are_pods(tmp_path: pathlib.Path) -> N
 def test_the_manifest_to_copy_is_what_the_launcher_writes() -> None:
     words = [f"cluster.launcher.{key}={value}" for key, value in OPTIONS.items()]
     job = load_job("quickstart", ("cluster.launcher=kuberay", *words, "cluster.launcher.queue=training"))
-    kept, written = (
-        list(yaml.safe_load_all(text)) for text in (KEPT.read_text(), plan_of(job, {}, dry=True).files[0].text)
-    )
-    # A setting that jobs have got since then stands at its default in a file that does not name it.
-    jobs = [parse(yaml.safe_load(tree[0]["data"].pop("job.yaml"))) for tree in (kept, written)]
-    assert jobs[0] == jobs[1] and kept == written
+    kept = KEPT.read_text()
+    comment = "".join(line for line in kept.splitlines(keepends=True) if line.startswith("# "))
+    assert comment and kept == comment + plan_of(job, {}, dry=True).files[0].text
 
 
 @pytest.mark.skipif(not SCHEMA.is_file(), reason="the schema of KubeRay's definition is not here")

@@ -242,6 +242,26 @@ def test_what_cannot_be_started_is_refused(programs: pathlib.Path, launcher: Any
     assert str(refused.value).startswith(said)
 
 
+@pytest.mark.parametrize(
+    ("name", "option", "said"),
+    [
+        ("mpi", "hosts=[localhost,nowhere.invalid]", "cluster.launcher.hosts: no host 'nowhere.invalid' is known here"),
+        ("deepspeed", "hosts=[nowhere.invalid]", "cluster.launcher.hosts: no host 'nowhere.invalid' is known here"),
+        ("torchrun", "endpoint=nowhere.invalid:1", "cluster.launcher.endpoint: nowhere.invalid:1: "),
+    ],
+)
+def test_hosts_that_only_the_cluster_knows_are_a_warning_in_a_dry_run(
+    programs: pathlib.Path, name: str, option: str, said: str
+) -> None:
+    words = ["launch", "quickstart", "--on", name, f"cluster.launcher.{option}"]
+    words += ["cluster.launcher.nodes=2"] if name == "torchrun" else []
+    done = CliRunner().invoke(cli, [*words, "--dry-run"])
+    assert done.exit_code == 0 and done.stdout.startswith("quickstart: 2 worker(s)"), done.output
+    assert done.stderr.startswith(f"warning: {said}")
+    refused = CliRunner().invoke(cli, words)
+    assert isinstance(refused.exception, JobError) and str(refused.exception).startswith(said)
+
+
 @pytest.mark.parametrize("word", ["gpu\n#SBATCH --wrap=x", "$(id)", "a b", "-x", ""])
 def test_no_option_can_bring_a_line_of_its_own(word: str) -> None:
     with pytest.raises(JobError, match=r"^cluster\.launcher\.partition: "):

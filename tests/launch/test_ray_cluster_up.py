@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import pathlib
+import re
 import socket
 import sys
 from typing import Any
@@ -19,10 +21,24 @@ from sparsetrain.launch.launch import plan_of
 from sparsetrain.launch.plan import LaunchPlan, page
 
 LOCAL: dict[str, Any] = {"head_ip": "10.0.0.1", "worker_ips": ["10.0.0.2"], "ssh_user": "me"}
-AWS: dict[str, Any] = {"provider": "aws", "region": "us-west-2", "machine": "m5.xlarge", "nodes": 2}
+ME = ("cluster.launcher.ssh_user=me",)
+WHEEL = "sparsetrain-0.1.0-py3-none-any.whl"
+STOCK: dict[str, Any] = {  # what an image of Ubuntu 24.04 lacks
+    "mounts": [f"dist/{WHEEL}:~/{WHEEL}"],
+    "setup": [
+        "sudo apt-get update && sudo apt-get install -y python3-venv g++",
+        f"python3 -m venv ~/venv && ~/venv/bin/pip install ~/{WHEEL}",
+        "echo 'export PATH=~/venv/bin:$PATH' >> ~/.bashrc",
+    ],
+}
+AWS: dict[str, Any] = {
+    **{"provider": "aws", "region": "us-west-2", "machine": "m5.xlarge", "nodes": 2},
+    **{"image": "ami-0123456789abcdef0", **STOCK},
+}
 GCP: dict[str, Any] = {
-    **{"provider": "gcp", "region": "us-west1", "zone": "us-west1-a", "machine": "n1-standard-4", "nodes": 2},
-    "image": "projects/deeplearning-platform-release/global/images/family/common-cpu",
+    **{"provider": "gcp", "region": "us-west1", "zone": "us-west1-a", "project": "my-project"},
+    **{"machine": "n1-standard-4", "nodes": 2},
+    **{"image": "projects/ubuntu-os-cloud/global/images/family/ubuntu-2404-lts-amd64", **STOCK},
 }
 PROVIDERS = {"local": LOCAL, "aws": AWS, "gcp": GCP}
 
@@ -49,7 +65,9 @@ def test_ray_takes_the_configuration_and_wants_all_machines_at_once(provider: st
     prepared = seen_by_ray(tree(plan(**PROVIDERS[provider])))
     kinds = prepared["available_node_types"]
     assert sum(kind.get("min_workers", 0) for kind in kinds.values()) == prepared["max_workers"] == 1
-    assert prepared["setup_commands"] == []  # none of Ray's own, which would install another Ray
+    own = PROVIDERS[provider].get("setup", [])
+    assert prepared["setup_commands"] == own  # none of Ray's own, which would install another Ray
+    assert prepared["head_setup_commands"][: len(own)] == own  # then Ray installs the cloud's client, by that `pip`
     starts = (*prepared["head_start_ray_commands"], *prepared["worker_start_ray_commands"])
     assert [line for line in starts if "ray start" in line and "export RAY_AUTH_MODE=token" not in line] == []
     assert ("ray stop" in starts) == (provider != "local")  # which would end what others run there
@@ -57,11 +75,22 @@ def test_ray_takes_the_configuration_and_wants_all_machines_at_once(provider: st
 
 @pytest.mark.parametrize("provider", PROVIDERS)
 def test_the_files_to_copy_are_what_the_launcher_writes(provider: str) -> None:
-    words = [f"cluster.launcher.{key}={value}" for key, value in PROVIDERS[provider].items()]
-    job = load_job("quickstart", ("cluster.launcher=ray_cluster", *(word.replace("'", "") for word in words)))
+    words = [f"cluster.launcher.{key}={json.dumps(value)}" for key, value in PROVIDERS[provider].items()]
+    job = load_job("quickstart", ("cluster.launcher=ray_cluster", *words))
     text = (REPOSITORY / f"cluster_configs/ray/{provider}.yaml").read_text()
     comment = "".join(line for line in text.splitlines(keepends=True) if line.startswith("# "))
     assert comment and text == comment + plan_of(job, {}, dry=True).files[0].text
+
+
+def test_the_jobs_of_the_page_are_the_files_to_copy_with_a_token() -> None:
+    text = (REPOSITORY / "cluster_configs/README.md").read_text()
+    shown = [yaml.safe_load(block) for block in re.findall(r"```yaml\n(cluster:\n.*?)```", text, re.DOTALL)]
+    shown = [each for each in shown if each["cluster"]["launcher"]["name"] == "ray_cluster"]
+    assert [each["cluster"]["launcher"]["provider"] for each in shown] == ["aws", "gcp"]
+    for each in shown:
+        found = tree(plan_of(parse({"name": "one", **each}), {}, dry=True))
+        kept = yaml.safe_load((REPOSITORY / f"cluster_configs/ray/{found['provider']['type']}.yaml").read_text())
+        assert found["file_mounts"].pop("~/.ray/auth_token") == "~/.ray/auth_token" and found == kept
 
 
 def test_the_cluster_comes_up_then_gets_the_job_then_runs_it() -> None:
@@ -83,10 +112,12 @@ def test_the_cluster_comes_up_then_gets_the_job_then_runs_it() -> None:
 
 
 def test_gpus_a_token_and_what_else_is_on_every_machine() -> None:
-    found = tree(plan({"workers": 4, "gpus_per_worker": 1}, **AWS, token_file="~/token", setup=["pip install it"]))
+    options = {**AWS, "token_file": "~/token", "setup": ["pip install it"], "mounts": ["my.py:~/my.py"]}
+    found = tree(plan({"workers": 4, "gpus_per_worker": 1}, **options))
     kinds = found["available_node_types"]
     assert kinds["head"]["resources"] == kinds["worker"]["resources"] == {"CPU": 2, "GPU": 2}
-    assert found["file_mounts"] == {"~/.ray/auth_token": "~/token"} and found["setup_commands"] == ["pip install it"]
+    assert found["file_mounts"] == {"~/.ray/auth_token": "~/token", "~/my.py": "my.py"}
+    assert found["setup_commands"] == ["pip install it"]
 
 
 @pytest.mark.parametrize(
@@ -97,10 +128,12 @@ def test_gpus_a_token_and_what_else_is_on_every_machine() -> None:
         ({**LOCAL, "machine": "m5.large"}, "cluster.launcher.machine: is not for local; allowed: head_ip, worker_ips"),
         ({**AWS, "head_ip": "10.0.0.1"}, "cluster.launcher.head_ip: is not for aws; allowed: region, zone, machine,"),
         ({**AWS, "region": None}, "cluster.launcher.region: is missing; aws needs region, machine"),
-        ({**GCP, "image": None}, "cluster.launcher.image: is missing; gcp needs region, zone, machine, image"),
+        ({**GCP, "image": None}, "cluster.launcher.image: is missing; gcp needs region, zone, project, machine,"),
+        ({**GCP, "project": None}, "cluster.launcher.project: is missing; gcp needs region, zone, project, machine,"),
+        ({**AWS, "image": None, "setup": []}, "cluster.launcher.image: is missing; Ray's own choice for AWS has nei"),
+        ({**AWS, "mounts": ["my.py"]}, "cluster.launcher.mounts.0: "),
         ({**AWS, "nodes": 3}, "cluster.launcher.nodes: 3 nodes do not share cluster.workers (2) evenly"),
         ({**LOCAL, "worker_ips": ["10.0.0.1"]}, "cluster.launcher.worker_ips: a machine is named twice"),
-        ({**LOCAL, "head_ip": "nowhere.invalid"}, "cluster.launcher: no host 'nowhere.invalid' is known here"),
         ({"provider": "azure"}, "cluster.launcher.provider: "),
         ({**AWS, "cluster": {"address": "head:6379"}}, "cluster.address: the job gets a cluster of its own"),
         ({**AWS, "cluster": {"workers": {"min": 1, "max": 2}}}, "cluster.workers: 1 to 2 is for Ray; ray_cluster"),
@@ -112,19 +145,26 @@ def test_what_cannot_be_started_is_refused(options: Any, said: str) -> None:
     assert str(refused.value).startswith(said)
 
 
+def test_a_host_that_nobody_knows_is_a_warning_in_a_dry_run(capsys: pytest.CaptureFixture[str]) -> None:
+    assert plan(**{**LOCAL, "head_ip": "nowhere.invalid"}).nodes == 2
+    assert capsys.readouterr().err == "warning: cluster.launcher: no host 'nowhere.invalid' is known here\n"
+
+
 @pytest.fixture
 def bare(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> pathlib.Path:
     """A folder to work in with a `ray` that notes what it is told, and that fails at the verb in FAIL."""
     for name, body in {"ray": 'echo "$1" >> said; [ "$1" != "$FAIL" ] || exit 5', "ssh": "", "rsync": ""}.items():
         (tmp_path / name).write_text(f"#!/bin/sh\n{body}\n")
         (tmp_path / name).chmod(0o755)
+    (tmp_path / "dist").mkdir()
+    (tmp_path / "dist" / WHEEL).touch()
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
     return tmp_path
 
 
 def launch(*words: str) -> Any:
-    options = [f"cluster.launcher.{key}={value}" for key, value in AWS.items()]
+    options = [f"cluster.launcher.{key}={json.dumps(value)}" for key, value in AWS.items()]
     return CliRunner().invoke(cli, ["launch", "quickstart", "--on", "ray_cluster", *options, *words])
 
 
@@ -141,12 +181,16 @@ def test_each_command_waits_for_the_one_before(
 def test_a_missing_file_and_a_silent_machine_are_one_line(bare: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     said = "cluster.launcher.token_file: there is no file nowhere"
     assert str(launch("cluster.launcher.token_file=nowhere").exception) == said
+    said = "cluster.launcher.mounts: there is no nothing.py"
+    assert str(launch("cluster.launcher.mounts=[nothing.py:~/my.py]").exception) == said
 
     def refuse(*arguments: Any, **options: Any) -> None:
         raise ConnectionRefusedError(111, "Connection refused")
 
     monkeypatch.setattr(socket, "create_connection", refuse)
     words = ["launch", "quickstart", "--on", "ray_cluster", "cluster.launcher.head_ip=127.0.0.1"]
-    done = CliRunner().invoke(cli, [*words, "cluster.launcher.ssh_user=me"])
+    unknown = CliRunner().invoke(cli, [*words[:-1], "cluster.launcher.head_ip=nowhere.invalid", *ME])
+    assert str(unknown.exception) == "cluster.launcher: no host 'nowhere.invalid' is known here"
+    done = CliRunner().invoke(cli, [*words, *ME])
     assert str(done.exception).startswith("cluster.launcher: 127.0.0.1 does not answer to ssh: ")
     assert not (bare / "said").exists()

@@ -60,12 +60,17 @@ def test_prices_failures_memory_and_the_grid_are_in_the_words():
         "failures.node_hours=100",
         "--set",
         "memory_gb=0.001",
+        "--set",
+        "stragglers.factor=2",
+        "--set",
+        "stragglers.share=0.5",
         "--what-if",
     ]
     found = CliRunner().invoke(cli, ["plan", *words, *FAST], catch_exceptions=False)
     assert found.exit_code == 0
     for word in ("price", "goodput", "does not fit", "nodes", "10 Gbit/s", "Take exchange.regime"):
         assert word in found.output
+    assert "ms of the slowest worker" in found.output and "a node costs 2 an hour" in found.output
 
 
 def test_the_plan_sees_the_buckets_that_the_exchange_makes():

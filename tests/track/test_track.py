@@ -1,6 +1,7 @@
 import json
 import logging
 import pathlib
+import sys
 
 import pytest
 
@@ -128,6 +129,13 @@ def test_the_report_is_a_page_a_picture_and_a_text(tmp_path):
     assert "validation loss" in (tmp_path / "report/report.txt").read_text()
 
 
+def test_a_report_without_matplotlib_says_why_it_has_no_picture(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    write_report([folder(tmp_path, "dense", 2.0, 1000.0, False)], tmp_path / "report")
+    said = "no report.png: matplotlib is not installed (extra `report`)\n"
+    assert capsys.readouterr().err == said and (tmp_path / "report/report.txt").read_text().endswith(said)
+
+
 def test_rows_after_the_resumed_step_are_cut_off_and_a_torn_line_is_left_out(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"train/step": 1}\n{"train/step": 2}\n{"train/step": 3, "train/lo')
@@ -194,5 +202,5 @@ def test_lines_are_short_and_sizes_have_units():
     line = format_row(
         {"train/step": 50, "train/loss": 2.5, "comm/gradient_bytes_per_step": 10400.0, "time/step_s": 0.1}
     )
-    assert line == "step    50  loss 2.5000  sent 10.4 kB/step  100 ms/step"
+    assert line == "step    50  loss 2.5000  gradients 10.4 kB/step  100 ms/step"
     assert [size(n) for n in (12, 3.37e6, 5e13)] == ["12 B", "3.37 MB", "50 TB"]

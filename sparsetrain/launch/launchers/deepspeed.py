@@ -90,7 +90,7 @@ class DeepSpeed:
             raise JobError(f"{HOSTS}: their slots are {sum(given)}, cluster.workers is {total}")
         if self.config.launcher == "impi" and len(set(given)) > 1:
             raise JobError(f"{HOSTS}: impi takes as many slots on every host (given {', '.join(map(str, given))})")
-        refuse_unknown(tuple(names), HOSTS)
+        refuse_unknown(tuple(names), HOSTS, request)
         return {host: int(slots or each) for host, slots in pairs}
 
     def _alone(self, request: Request, slots: dict[str, int]) -> list[str]:

@@ -38,7 +38,7 @@ class Mpi:
         # Its options are those of the MPI that is there, so that a dry run needs it, too.
         there = dataclasses.replace(request, dry=False)
         program = there.program("mpiexec", 'pip install "sparsetrain[mpi]" brings MPICH\'s')
-        refuse_unknown(hosts, "cluster.launcher.hosts")
+        refuse_unknown(hosts, "cluster.launcher.hosts", request)
         open_mpi = flavour(program) == "Open MPI"
         if open_mpi and os.geteuid() == 0 and not all(request.env.get(key) == "1" for key in ROOT):
             raise JobError(

@@ -22,10 +22,15 @@ from sparsetrain.launch.plan import File, LaunchPlan, ray_plan
 
 Word = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_./:-]*$", max_length=300)]
 Line = Annotated[str, Field(pattern=r"^[^\n]+$", max_length=2000)]
+Mount = Annotated[str, Field(pattern=r"^[^:\n]+:(~/|/)[A-Za-z0-9_./-]+$", max_length=1000)]  # PATH HERE:PATH THERE
 Cluster = Annotated[str, Field(pattern=r"^[a-z]([a-z0-9-]*[a-z0-9])?$", max_length=40)]
 
 FIELD = "cluster.launcher"
-NEEDS = {"local": ("head_ip", "ssh_user"), "aws": ("region", "machine"), "gcp": ("region", "zone", "machine", "image")}
+NEEDS = {
+    "local": ("head_ip", "ssh_user"),
+    "aws": ("region", "machine"),
+    "gcp": ("region", "zone", "project", "machine", "image"),
+}
 TAKES = {
     "local": ("head_ip", "worker_ips"),
     "aws": ("region", "zone", "machine", "image", "disk", "nodes"),
@@ -47,9 +52,10 @@ class RayCluster:
     @dataclasses.dataclass(frozen=True, kw_only=True)
     class Config:
         """`local`: head_ip, worker_ips, ssh_user. `aws`, `gcp`: so many `nodes`, each a `machine` with an `image` and
-        `disk` GB. `setup`: commands for every machine, as to install sparsetrain. `token_file`: a file here that all
-        machines get as ~/.ray/auth_token; by default they have a token already. `folder`: where runs lie on the head,
-        from the home folder on. `python`: the interpreter there."""
+        `disk` GB. `mounts`: HERE:THERE, files and folders that all machines get before `setup`, commands for every
+        machine, as to install sparsetrain. `token_file`: a file here that all machines get as ~/.ray/auth_token; by
+        default they have a token already. `folder`: where runs lie on the head, from the home folder on. `python`: the
+        interpreter there."""
 
         provider: Literal["local", "aws", "gcp"] = "local"
         cluster: Cluster = "sparsetrain"
@@ -64,6 +70,7 @@ class RayCluster:
         image: Word | None = None
         disk: Positive = 100
         nodes: Positive = 1
+        mounts: tuple[Mount, ...] = ()
         setup: tuple[Line, ...] = ()
         token_file: str | None = None
         folder: Folder = "runs"
@@ -101,6 +108,9 @@ class RayCluster:
         for field, path in (("token_file", config.token_file), ("ssh_key", config.ssh_key)):
             if path and not pathlib.Path(path).expanduser().is_file():
                 raise JobError(f"{FIELD}.{field}: there is no file {path}")
+        for mount in config.mounts:
+            if not pathlib.Path(mount.rpartition(":")[0]).expanduser().exists():
+                raise JobError(f"{FIELD}.mounts: there is no {mount.rpartition(':')[0]}")
         for host in filter(None, (config.head_ip, *config.worker_ips)):
             try:
                 socket.create_connection((host, 22), timeout=SSH_S).close()
@@ -128,7 +138,7 @@ class RayCluster:
             "provider": self._provider(),
             "auth": auth,
             **({} if config.provider == "local" else self._types(job, each)),
-            "file_mounts": {TOKEN: config.token_file} if config.token_file else {},
+            "file_mounts": self._mounts(),
             "setup_commands": list(config.setup),
             # Every command has a shell of its own. Ray finds the token on the machine.
             "head_start_ray_commands": [
@@ -148,6 +158,11 @@ class RayCluster:
         if config.project:
             made["project_id"] = config.project
         return made
+
+    def _mounts(self) -> dict[str, str]:
+        """Return the path here of whatever all machines get, by the path there."""
+        found = {there: here for here, _, there in (mount.rpartition(":") for mount in self.config.mounts)}
+        return {**found, TOKEN: self.config.token_file} if self.config.token_file else found
 
     def _types(self, job: Job, each: int) -> dict[str, Any]:
         """Return the kinds of machines: the head, which trains too, and the others, all of which are always wanted."""
@@ -184,10 +199,15 @@ class RayCluster:
         for field in sorted({field for fields in TAKES.values() for field in fields} - set(takes)):
             if getattr(config, field) != getattr(default, field):
                 raise JobError(f"{FIELD}.{field}: is not for {config.provider}; allowed: {', '.join(takes)}")
+        if config.provider == "aws" and not (config.image or config.setup):
+            raise JobError(
+                f"{FIELD}.image: is missing; Ray's own choice for AWS has neither Ray nor sparsetrain: give an image "
+                f"that has both, or {FIELD}.setup with the commands that install them"
+            )
         if job.cluster.address:
             raise JobError("cluster.address: the job gets a cluster of its own; leave it out")
         hosts = tuple(filter(None, (config.head_ip, *config.worker_ips)))
         if len(set(hosts)) < len(hosts):
             raise JobError(f"{FIELD}.worker_ips: a machine is named twice")
-        refuse_unknown(hosts, FIELD)
+        refuse_unknown(hosts, FIELD, request)
         return request.per_node(self.count, f"{FIELD}.{'worker_ips' if config.provider == 'local' else 'nodes'}")

@@ -41,6 +41,12 @@ class Request:
             raise JobError(f"{field}: {nodes} nodes do not share cluster.workers ({workers.max}) evenly")
         return workers.max // nodes
 
+    def doubt(self, problem: str) -> None:
+        """Raise JobError with what only shows where the job starts; a dry run, which may be elsewhere, says it."""
+        if not self.dry:
+            raise JobError(problem)
+        print(f"warning: {problem}", file=sys.stderr)
+
     def program(self, name: str, advice: str) -> str:
         """Return the path of a program. Raises JobError with the advice when there is none; in a dry run, its name
         then stands for it.

@@ -40,7 +40,7 @@ class Torchrun:
         elif endpoint is None:
             raise JobError("cluster.launcher.endpoint: give HOST:PORT of one of the nodes (more than one is wanted)")
         else:
-            _resolved(endpoint)
+            _resolved(endpoint, request)
             where = ["--nnodes", str(nodes), "--rdzv-backend", "c10d", "--rdzv-id", request.job.name]
             where += ["--rdzv-endpoint", endpoint]
         return LaunchPlan(
@@ -55,9 +55,9 @@ class Torchrun:
         )
 
 
-def _resolved(endpoint: str) -> None:
+def _resolved(endpoint: str, request: Request) -> None:
     host, _, port = endpoint.rpartition(":")
     try:
         socket.getaddrinfo(re.sub(r"[\[\]]", "", host), int(port))
     except (OSError, OverflowError) as error:
-        raise JobError(f"cluster.launcher.endpoint: {endpoint}: {error}") from None
+        request.doubt(f"cluster.launcher.endpoint: {endpoint}: {error}")
