@@ -2,7 +2,8 @@
 
 Ranks in network namespaces exchange one bucket of noise by each collective, in turns, over links of several rates. The
 simulation gets what a short measurement of that network says (latency and rates, by messages of its own) and what the
-processor takes for each part of the work alone; where ranks share cores it takes them so much longer.
+processor takes for each part of the work alone, before, among and after the turns; where ranks share cores it takes
+them so much longer.
 """
 
 from __future__ import annotations
@@ -69,12 +70,12 @@ def over(ranks: Sequence[Ranks], module: str, plan: Any, compare: Callable[[Rank
 def compare(cell: Ranks, figures: Sequence[Mapping[str, Any]], plan: Plan) -> list[dict[str, Any]]:
     """Return the rows of one cell."""
     shared = max(1.0, cell.hosts / len(os.sched_getaffinity(0)))
-    costs = costs_of(figures).scaled(shared)
+    looks = [(look["network"], costs_of([look]).scaled(shared)) for look in figures[0]["looks"]]
     found = []
     for name in figures[0]["seconds"]:
         slowest = [max(t) for t in zip(*(each["seconds"][name] for each in figures), strict=True)]
         measured = statistics.median(slowest)
-        simulated = simulate(name, cell.hosts, figures[0]["network"], plan, costs)
+        simulated = statistics.median(simulate(name, cell.hosts, network, plan, costs) for network, costs in looks)
         found.append(
             {
                 "rate": cell.rate,

@@ -27,21 +27,31 @@ WARMUP = 2
 
 
 def measure(place: Place, plan: Plan, way: Way) -> dict[str, Any]:
-    """Return this rank's figures: the network, and seconds of each collective in each round. Collective."""
+    """Return this rank's figures: what network and processor do before, among and after the rounds, since a shared
+    machine drifts, and seconds of each collective in each round. Collective."""
     transport = way()
     world = World(rank=place.rank, size=place.ranks, transport=transport, node=f"host{place.rank}")
-    network, codec = dataclasses.asdict(measure_network(transport)), plan.codec()
-    costs = costs_here(transport, network, codec, plan.density)
+    codec, looks = plan.codec(), []
     calls = {name: call_of(name, world, codec, plan.density, plan.size) for name in NAMES}
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for turn in range(WARMUP + plan.rounds):
+        if turn in (0, WARMUP + plan.rounds // 2):
+            looks.append(_look(transport, codec, plan.density))
         for name, call in calls.items():
             transport.barrier()
             began = time.perf_counter()
             call()
             if turn >= WARMUP:
                 seconds[name].append(time.perf_counter() - began)
-    return {"network": network, "costs": dataclasses.asdict(costs), "seconds": seconds}
+    looks.append(_look(transport, codec, plan.density))
+    return {"looks": looks, "seconds": seconds}
+
+
+def _look(transport: Transport, codec: Codec, density: float) -> dict[str, Any]:
+    """Return what the network and the processor do now. Collective."""
+    network = dataclasses.asdict(measure_network(transport))
+    costs = costs_here(transport, network, codec, density)
+    return {"network": network, "costs": dataclasses.asdict(costs)}
 
 
 def costs_here(transport: Transport, network: dict[str, float], codec: Codec, density: float) -> Costs:
