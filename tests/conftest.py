@@ -24,7 +24,7 @@ hypothesis.settings.load_profile("sparsetrain")
 
 SLOW = ("slow", "chaos", "netns", "slurm", "convergence")
 # Seconds after which no slow test begins: continuous integration has half an hour for everything.
-BUDGET = float(os.environ.get("SPARSETRAIN_TEST_SECONDS", "1260"))
+BUDGET = float(os.environ.get("SPARSETRAIN_TEST_SECONDS", "1200"))
 BEGAN = time.monotonic()
 
 

@@ -35,7 +35,7 @@ def run(arguments: list[str], say: Callable[[str], None], notice: Notice) -> int
     if not arguments:
         raise JobError("job: is missing; usage: python -m sparsetrain.worker JOB [a.b=c ...]")
     job = load_job(arguments[0], tuple(arguments[1:]))
-    who = launcher(os.environ)
+    who, by = launcher(os.environ), starter(os.environ)  # before this process says of itself what torchrun would
     if who == "mpi" or (who == "slurm" and job.cluster.transport == "mpi"):
         place, mpi, listener = find_place(job)
     else:
@@ -52,7 +52,7 @@ def run(arguments: list[str], say: Callable[[str], None], notice: Notice) -> int
         if place.rank == 0:
             plan = {
                 "name": job.name,
-                "launcher": starter(os.environ),
+                "launcher": by,
                 "workers": place.size,
                 **dataclasses.asdict(place),
             }

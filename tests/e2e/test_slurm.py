@@ -117,7 +117,7 @@ def test_a_rank_that_fails_ends_the_job_and_says_why(nodes: cluster.Slurm) -> No
     assert code == 1 and "slurm: failed" in said, said
     assert "rank 1 on node2 failed: ValueError: boom in step 3" in said and "Traceback" in said
     assert "rank 1" in str(told(nodes, "boom")["cause"])
-    at = re.search(r"boom at ([0-9.]+)", said)
+    at = re.search(r"boom in step 3 at ([0-9.]+)", said)
     assert at is not None and time.time() - float(at[1]) < 30
 
 

@@ -67,7 +67,7 @@ def test_a_rank_that_fails_ends_the_job_and_says_why(nodes: cluster.Slurm) -> No
     code, said = nodes.call("sparsetrain", "launch", *job, *slurm, "--on", "slurm", "--wait", seconds=120)
     assert code == 1 and "slurm: failed" in said, said
     assert "ValueError: boom in step 3" in said and "Traceback" in said and "rank 1" in said
-    at = re.search(r"boom at ([0-9.]+)", said)
+    at = re.search(r"boom in step 3 at ([0-9.]+)", said)
     assert at is not None and time.time() - float(at[1]) < 30  # the job is over, and the verb that waited for it
     assert "rank 1" in str(told(nodes, "boom")["cause"])
     nothing_left(nodes)
