@@ -28,6 +28,10 @@ TAKEN = 60.0  # seconds in which Slurm has to end the tasks of a job that it has
 FIRST_WORD = 3.0  # seconds: whoever started the ranks ends all with the first, and only rank 0 says what they all found
 
 
+class Misplaced(JobError):
+    """What this process is told of its place makes no sense; others may be told well."""
+
+
 def run(arguments: list[str], say: Callable[[str], None], notice: Notice) -> int:
     """Train as one rank and return the exit code: 0, 1 (failed), 75 (saved after SIGUSR1, to go on later).
 
@@ -36,10 +40,13 @@ def run(arguments: list[str], say: Callable[[str], None], notice: Notice) -> int
         raise JobError("job: is missing; usage: python -m sparsetrain.worker JOB [a.b=c ...]")
     job = load_job(arguments[0], tuple(arguments[1:]))
     who, by = launcher(os.environ), starter(os.environ)  # before this process says of itself what torchrun would
-    if who == "mpi" or (who == "slurm" and job.cluster.transport == "mpi"):
-        place, mpi, listener = find_place(job)
-    else:
-        place, mpi, listener = from_environment(os.environ), None, None
+    try:
+        if who == "mpi" or (who == "slurm" and job.cluster.transport == "mpi"):
+            place, mpi, listener = find_place(job)
+        else:
+            place, mpi, listener = from_environment(os.environ), None, None
+    except JobError as error:
+        raise Misplaced(str(error)) from error
     job = check_size(job, place)
     os.environ.update(place.variables())
     folder = record.run_folder(job)
@@ -124,8 +131,9 @@ def _main(notice: Notice) -> None:
         said = str(error)
         if rank != "0" and not said.startswith("rank "):
             time.sleep(FIRST_WORD)
-            said = f"rank {rank}: {said}"  # still here: rank 0 has not found this
-        print(" ".join(said.split()), file=sys.stderr)
+            said = f"rank {rank}: {said}" if isinstance(error, Misplaced) else ""
+        if said:
+            print(" ".join(said.split()), file=sys.stderr)
         code = 2
     sys.stdout.flush()
     sys.stderr.flush()

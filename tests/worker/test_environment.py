@@ -52,7 +52,10 @@ def test_a_missing_variable_is_named(key: str) -> None:
         from_torchrun(env)
 
 
-@pytest.mark.parametrize("wrong", [{"RANK": "9"}, {"RANK": "x"}, {"LOCAL_RANK": "7"}])
+SLOWLY = [pytest.param(each, marks=pytest.mark.slow) for each in ({"RANK": "x"}, {"LOCAL_RANK": "7"})]
+
+
+@pytest.mark.parametrize("wrong", [{"RANK": "9"}, *SLOWLY])
 def test_a_rank_that_alone_is_told_nonsense_says_so(wrong: dict[str, str], tmp_path: pathlib.Path) -> None:
     worker = [sys.executable, "-m", "sparsetrain.worker", "quickstart"]
     env = {**os.environ, **TORCHRUN, **wrong}
