@@ -125,16 +125,16 @@ def test_a_million_rows_are_reported_in_20_seconds(tmp_path):
     folder = tmp_path / "long"
     folder.mkdir()
     long(folder / "metrics.jsonl", 1_000_000)
-    began = time.process_time()
+    began = time.perf_counter()
     path = write_report([folder], tmp_path / "report")
-    seconds = time.process_time() - began
+    seconds = time.perf_counter() - began
     # A machine that is shared is slower than it is: 20 s hold where JSON takes 12 us for such a line.
     with (folder / "metrics.jsonl").open("rb") as file:
         sample = list(itertools.islice(file, 20_000))
-    began = time.process_time()
+    began = time.perf_counter()
     for line in sample:
         json.loads(line)
-    slower = max(1.0, (time.process_time() - began) / len(sample) / 12e-6)
+    slower = max(1.0, (time.perf_counter() - began) / len(sample) / 12e-6)
     size = (folder / "metrics.jsonl").stat().st_size
     print(f"{size / 1e9:.2f} GB in {seconds:.1f} s, machine {slower:.1f} x slower; page {path.stat().st_size:,} B")
     (folder / "metrics.jsonl").unlink()
