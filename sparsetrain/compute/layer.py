@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -38,8 +39,7 @@ class Layer:
         self.way: Way | None = None
         self.chosen = MASKED
         self.stale = True
-        self.reader: Layer | None = None  # see compute/pairs.py
-        self.fits: tuple[Way, Way | None, bool] | None = None
+        self.narrow: Callable[[], bool] = lambda: False  # see compute/pairs.py
         module.forward = self.forward
 
     def adopt(self, mask: Tensor) -> None:
@@ -69,16 +69,8 @@ class Layer:
         weight, bias = self.module.weight, self.module.bias
         if weight.ndim > 1 or self.way is None:
             return self.plain(x)
-        self.way.narrow = self._narrow(self.way)
+        self.way.narrow = self.narrow()
         return _Product.apply(x, weight, bias, self, self.way)
-
-    def _narrow(self, way: Way) -> bool:
-        """Return whether the reader can take what comes out without what no weight computes. A gradient of all weights
-        needs the rest."""
-        other = self.reader.way if self.reader is not None and not self.watching else None
-        if self.fits is None or self.fits[0] is not way or self.fits[1] is not other:
-            self.fits = (way, other, way.gives_what(other))
-        return self.fits[2]
 
     def watched(self, x: Tensor, dy: Tensor) -> None:
         """Keep what a pass adds to the gradient of all weights."""

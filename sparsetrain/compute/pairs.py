@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any
 
@@ -10,22 +11,66 @@ import torch
 from torch import Tensor
 
 from sparsetrain.compute.layer import Layer
+from sparsetrain.compute.ways.base import Way
 from sparsetrain.config.coupling import Coupling
 
-Pair = tuple[Layer, Layer]
+
+@dataclasses.dataclass
+class Pair:
+    """Givers make `units` units together, each in its own number of parts, and `reader` takes them in: an MLP's two
+    matrices, gate and up before down, the q, k and v of heads before their projection."""
+
+    units: int
+    givers: list[tuple[Layer, int]]
+    reader: Layer
+    compared: tuple[Way | None, ...] = ()
+    equal: bool = False
+
+    def narrow(self) -> bool:
+        """Return whether all give and take the same units now, so that the others need not be there. A gradient of all
+        weights needs those, too."""
+        layers = [self.reader, *(giver for giver, _ in self.givers)]
+        if any(layer.watching for layer in layers):
+            return False
+        ways = tuple(layer.way for layer in layers)
+        if not self.compared or any(now is not then for now, then in zip(ways, self.compared, strict=True)):
+            self.compared, self.equal = ways, self._equal()
+        return self.equal
+
+    def _equal(self) -> bool:
+        taken = self.reader.way.takes if self.reader.way is not None else None
+        wanted = self._units_of(taken, 1)
+        for giver, parts in self.givers:
+            given = self._units_of(giver.way.gives if giver.way is not None else None, parts)
+            if wanted is None or given is None or not torch.equal(wanted, given):
+                return False
+        return True
+
+    def _units_of(self, there: Tensor | None, parts: int) -> Tensor | None:
+        """Return which units are there, bool [units], from bool [length]; None where one is there in part."""
+        if there is None:
+            return None
+        runs = there.view(parts, self.units, -1)
+        some = runs.any(2).any(0)
+        return some if torch.equal(some, runs.all(2).all(0)) else None
+
+    def places(self, units: Tensor, parts: int, length: int) -> Tensor:
+        """Return the places of some units, int64, along an axis of `length`."""
+        return torch.arange(length, device=units.device).view(parts, self.units, -1)[:, units].flatten()
 
 
-def pair(model: Any, layers: Mapping[str, Layer], couplings: Sequence[Coupling], example: tuple[Tensor, ...]) -> None:
-    """Set `reader` of each layer whose units another one reads and nothing between them looks at their number or at
-    each other, as activations and dropout do not and norms do. Tried out with half of the units, in the model's
-    present mode. Weights must be whole; `example` is a batch."""
+def pair(
+    model: Any, layers: Mapping[str, Layer], couplings: Sequence[Coupling], example: tuple[Tensor, ...]
+) -> list[Pair]:
+    """Return the pairs between which nothing looks at the units' number or at several of them, as activations, attention
+    and dropout do not and norms do; their givers leave out what no weight computes from now on. Tried out with half of
+    the units, in the model's present mode. Weights must be whole; `example` is a batch."""
     found = _candidates(layers, couplings)
-    if not found or _goes(model, found, example):
-        good = found
-    else:
-        good = [each for each in found if _goes(model, [each], example)]
-    for giver, reader in good:
-        giver.reader = reader
+    good = found if not found or _goes(model, found, example) else [e for e in found if _goes(model, [e], example)]
+    for each in good:
+        for giver, _ in each.givers:
+            giver.narrow = each.narrow
+    return good
 
 
 def _candidates(layers: Mapping[str, Layer], couplings: Sequence[Coupling]) -> list[Pair]:
@@ -33,14 +78,16 @@ def _candidates(layers: Mapping[str, Layer], couplings: Sequence[Coupling]) -> l
     for each in couplings:
         made = [part for part in each.makes if part.parameter in layers]
         others = {part.parameter for part in each.makes} - {part.parameter for part in made}
-        if len(made) != 1 or len(each.reads) != 1 or each.reads[0].parameter not in layers:
+        biases = {part.parameter.removesuffix("weight") + "bias" for part in made}
+        if not made or not others <= biases or len(each.reads) != 1 or each.reads[0].parameter not in layers:
             continue
-        (made_by,), (read_by,) = made, each.reads
-        giver, reader = layers[made_by.parameter], layers[read_by.parameter]
-        plain = (made_by.axis, made_by.parts, read_by.axis, read_by.parts) == (0, 1, 1, 1)
-        own = others <= {made_by.parameter.removesuffix("weight") + "bias"}
-        if plain and own and giver.geometry.outputs == each.units == reader.geometry.shape[1]:
-            pairs.append((giver, reader))
+        (read,) = each.reads
+        reader = layers[read.parameter]
+        fit = [
+            part.axis == 0 and layers[part.parameter].geometry.outputs % (part.parts * each.units) == 0 for part in made
+        ]
+        if all(fit) and (read.axis, read.parts) == (1, 1) and reader.geometry.shape[1] % each.units == 0:
+            pairs.append(Pair(each.units, [(layers[part.parameter], part.parts) for part in made], reader))
     return pairs
 
 
@@ -57,15 +104,18 @@ def _goes(model: Any, pairs: Sequence[Pair], example: tuple[Tensor, ...]) -> boo
 def _run(model: Any, pairs: Sequence[Pair], example: tuple[Tensor, ...], narrow: bool) -> list[Tensor]:
     given: list[Tensor] = []
     with contextlib.ExitStack() as changed:
-        for giver, reader in pairs:
-            half = torch.arange(0, giver.geometry.outputs, 2, device=reader.mask.device)
-            weight = reader.module.weight
+        for each in pairs:
+            half = torch.arange(0, each.units, 2, device=each.reader.mask.device)
+            weight = each.reader.module.weight
+            read = each.places(half, 1, weight.shape[1])
             if narrow:
-                weight = weight.index_select(1, half)
-                changed.enter_context(_forward(giver, _selecting(giver, half)))
+                weight = weight.index_select(1, read)
+                for giver, parts in each.givers:
+                    kept = each.places(half, parts, giver.geometry.outputs)
+                    changed.enter_context(_forward(giver, _selecting(giver, kept)))
             else:
-                weight = torch.zeros_like(weight).index_copy_(1, half, weight.index_select(1, half))
-            changed.enter_context(_forward(reader, _noting(reader, weight, given)))
+                weight = torch.zeros_like(weight).index_copy_(1, read, weight.index_select(1, read))
+            changed.enter_context(_forward(each.reader, _noting(each.reader, weight, given)))
         model.loss(example)
     return given
 

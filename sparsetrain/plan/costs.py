@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -78,6 +78,18 @@ class Costs:
     def unexplained(self, collective: str, size: float) -> float:
         """Return the seconds of an exchange of `size` elements that no part accounts for."""
         return next((each * size for name, each in self.rest if name == collective), 0.0)
+
+    @staticmethod
+    def middle(looks: Sequence[Costs]) -> Costs:
+        """Return the median of several looks at one processor, each number by itself."""
+        numbers = {
+            field.name: statistics.median(getattr(each, field.name) for each in looks)
+            for field in dataclasses.fields(Costs)
+            if field.name != "rest"
+        }
+        names = [name for name, _ in looks[0].rest]
+        rest = tuple((name, statistics.median(dict(each.rest)[name] for each in looks)) for name in names)
+        return Costs(**numbers, rest=rest)
 
     def scaled(self, factor: float) -> Costs:
         """Return what a processor costs that takes `factor` times as long."""

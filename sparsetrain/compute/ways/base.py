@@ -23,6 +23,9 @@ class Way(abc.ABC):
     Config = NoOptions
     only: torch.dtype | None = None  # the type that it computes in, whatever the model does
     narrow = False  # gives out only what some weight computes, to a reader that takes nothing else
+    # The outputs that it gives when `narrow` and the inputs that it takes then, bool; None where it cannot.
+    gives: Tensor | None = None
+    takes: Tensor | None = None
 
     def __init__(self, geometry: Geometry, mask: Tensor, pattern: Pattern) -> None:
         self.geometry, self.pattern = geometry, pattern
@@ -35,10 +38,6 @@ class Way(abc.ABC):
     def computes_in(self, dtype: torch.dtype) -> torch.dtype:
         """Return the type that it computes in where the model does in `dtype`."""
         return self.only or dtype
-
-    def gives_what(self, reader: Way | None) -> bool:
-        """Return whether a reader takes in just those outputs that some weight computes, and could take them narrow."""
-        return False
 
     def bias_gradient(self, dy: Tensor) -> Tensor:
         """Return the gradient of the bias."""

@@ -21,18 +21,19 @@ class Smaller(Way):
 
     def __init__(self, geometry: Geometry, mask: Tensor, pattern: Pattern) -> None:
         super().__init__(geometry, mask, pattern)
-        self.outputs, self.inputs = _sides(mask)
+        self.gives, self.takes = _sides(mask)
+        self.outputs, self.inputs = (torch.nonzero(side).flatten() for side in (self.gives, self.takes))
         self.shape = (len(self.outputs), len(self.inputs), *geometry.shape[2:])
         self.axis = geometry.axis
 
     @classmethod
     def refuses(cls, geometry: Geometry, mask: Tensor, pattern: Pattern, dtype: torch.dtype) -> str:
         """See Way."""
-        outputs, inputs = _sides(mask)
+        outputs, inputs = (int(side.sum()) for side in _sides(mask))
         each = mask[0, 0].numel() if mask.numel() else 1
-        if len(outputs) * len(inputs) * each != int(mask.sum()):
+        if outputs * inputs * each != int(mask.sum()):
             return "its mask does not leave whole outputs and inputs"
-        return "" if len(outputs) and len(inputs) else "its mask leaves nothing"
+        return "" if outputs and inputs else "its mask leaves nothing"
 
     def forward(self, x: Tensor, values: Tensor, bias: Tensor | None) -> Tensor:
         """See Way."""
@@ -55,10 +56,6 @@ class Smaller(Way):
             dx = torch.zeros_like(x, dtype=dx.dtype).index_copy_(x.ndim - 1 if self.axis == -1 else 1, self.inputs, dx)
         return dx, gradient.reshape(-1) if gradient is not None else None
 
-    def gives_what(self, reader: Way | None) -> bool:
-        """See Way."""
-        return isinstance(reader, Smaller) and torch.equal(self.outputs, reader.inputs)
-
     def bias_gradient(self, dy: Tensor) -> Tensor:
         """See Way."""
         part = self.geometry.bias_gradient(dy)
@@ -71,6 +68,6 @@ class Smaller(Way):
 
 
 def _sides(mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Return which outputs and inputs have a weight."""
+    """Return which outputs and inputs have a weight, bool."""
     pairs = mask.flatten(2).any(2) if mask.ndim > 2 else mask
-    return torch.nonzero(pairs.any(1)).flatten(), torch.nonzero(pairs.any(0)).flatten()
+    return pairs.any(1), pairs.any(0)
