@@ -18,6 +18,19 @@ cells = options(
 )
 
 
+fabrics = options(
+    click.option("--fabric", default="flat", show_default=True, help="flat, fat_tree, two_level or sites."),
+    click.option(
+        "--ranks", type=int, multiple=True, default=(2, 8, 32, 128, 512, 2048, 8192, 16384), show_default=True
+    ),
+    click.option("--size", type=float, default=25e6, show_default=True, help="Elements of the bucket."),
+    click.option("--density", type=float, default=0.01, show_default=True, help="Share of the entries that is sent."),
+    click.option("--rate", default="10gbit", show_default=True, help="Of each link."),
+    click.option("--latency", type=float, default=20e-6, show_default=True, help="Seconds of a message."),
+    click.option("--supports", metavar="FILE", default=None, help="Real choices of ranks, by bench supports."),
+)
+
+
 @bench.command("simulation")
 @cells
 @click.option("--size", type=float, default=2e6, show_default=True, help="Elements of the bucket.")
@@ -109,13 +122,7 @@ def bench_supports(
 
 
 @bench.command("scaling")
-@click.option("--fabric", default="flat", show_default=True, help="flat, fat_tree, two_level or sites.")
-@click.option("--ranks", type=int, multiple=True, default=(2, 8, 32, 128, 512, 2048, 8192, 16384), show_default=True)
-@click.option("--size", type=float, default=25e6, show_default=True, help="Elements of the bucket.")
-@click.option("--density", type=float, default=0.01, show_default=True, help="Share of the entries that is sent.")
-@click.option("--rate", default="10gbit", show_default=True, help="Of each link.")
-@click.option("--latency", type=float, default=20e-6, show_default=True, help="Seconds of a message.")
-@click.option("--supports", metavar="FILE", default=None, help="Real choices of ranks, by bench supports.")
+@fabrics
 @output
 def bench_scaling(
     fabric: str,
@@ -139,3 +146,36 @@ def bench_scaling(
     click.echo(json.dumps(rows, indent=2) if as_json else show(rows, plan))
     if picture:
         plot.scaling(rows, picture)
+
+
+@bench.command("goodput")
+@fabrics
+@click.option("--node-hours", type=float, multiple=True, default=(10_000.0, 1_000.0), show_default=True)
+@click.option("--compute", type=float, default=0.5, show_default=True, help="Seconds of a step without its exchange.")
+@click.option("--steps", type=int, default=50_000, show_default=True, help="Of the whole run.")
+@click.option("--checkpoint", type=int, default=500, show_default=True, help="Steps from one checkpoint to the next.")
+@as_json_option
+def bench_goodput(
+    fabric: str,
+    ranks: tuple[int, ...],
+    size: float,
+    density: float,
+    rate: str,
+    latency: float,
+    supports: str | None,
+    node_hours: tuple[float, ...],
+    compute: float,
+    steps: int,
+    checkpoint: int,
+    as_json: bool,
+) -> None:
+    """Simulate what failing nodes leave of the time, from 2 to thousands of ranks."""
+    from sparsetrain.bench import scaling
+    from sparsetrain.bench.goodput import Plan, measure, show
+    from sparsetrain.plan.fill import recorded
+
+    with refusing("bench goodput"):
+        links = scaling.Plan(ranks=ranks, fabric=fabric, size=int(size), density=density, rate=rate, latency_s=latency)
+        plan = Plan(node_hours=node_hours, compute_s=compute, steps=steps, checkpoint=checkpoint)
+        rows = measure(plan, links, None if supports is None else recorded(pathlib.Path(supports)))
+    click.echo(json.dumps(rows, indent=2) if as_json else show(rows, plan, links))

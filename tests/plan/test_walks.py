@@ -97,4 +97,6 @@ def test_costs_are_measured_and_scale():
     whole = with_rest(costs, Plan().codec(), 0.01)
     assert {name for name, _ in whole.rest} == set(registry.names("collective"))
     assert whole.unexplained("packed", 2_000_000) == 2 * whole.unexplained("packed", 1_000_000) >= 0
+    twice, thrice = whole.scaled(2.0), whole.scaled(3.0)
+    assert Costs.middle([whole, thrice, twice]) == twice
     assert costs.scaled(2.0).decode(1000) == pytest.approx(2 * costs.decode(1000))
