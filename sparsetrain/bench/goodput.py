@@ -19,14 +19,14 @@ TOGETHER = 8  # ranks of a node where a fabric has nodes
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Plan:
-    """`steps` of `compute_s` seconds and an exchange each, on nodes that fail after `node_hours` in the mean; a checkpoint
-    every `checkpoint` steps."""
+    """`steps` of `compute_s` seconds and an exchange each, on nodes that fail after `node_hours` in the mean; a
+    checkpoint every `checkpoint` steps."""
 
     node_hours: tuple[float, ...] = (10_000.0, 1_000.0)
     compute_s: float = 0.5
     steps: int = 50_000
     checkpoint: int = 500
-    failures: Failures = Failures()
+    failures: Failures = dataclasses.field(default_factory=Failures)
 
     def __post_init__(self) -> None:
         """Raise ValueError where a number makes no sense."""
@@ -76,9 +76,9 @@ def show(rows: Sequence[Mapping[str, Any]], plan: Plan, links: scaling.Plan) -> 
     """Return the table that people read, under one line that says what was simulated."""
     fail = plan.failures
     heading = (
-        f"simulated, {links.fabric}: {plan.steps} steps of {plan.compute_s:g} s and the quickest exchange of {links.size} "
-        f"elements, density {links.density:g}, {links.rate} links; a node is lost in {fail.recovery_s:g} s in memory, in "
-        f"{fail.restart_s:g} s and what has to be done again from checkpoints every {plan.checkpoint} steps, and replaced "
-        f"after {fail.replaced_s:g} s; goodput by recovery, and single ranks' worth with that exchange and the dense one"
+        f"simulated, {links.fabric}: {plan.steps} steps of {plan.compute_s:g} s and the quickest exchange of "
+        f"{links.size} elements, density {links.density:g}, {links.rate} links; a lost node takes {fail.recovery_s:g} "
+        f"s in memory, {fail.restart_s:g} s and steps since one of the checkpoints, every {plan.checkpoint}, and "
+        f"is replaced after {fail.replaced_s:g} s; share of the time that is training, single ranks' worth"
     )
     return f"{heading}\n{render(rows, COLUMNS)}"

@@ -62,9 +62,9 @@ class Pair:
 def pair(
     model: Any, layers: Mapping[str, Layer], couplings: Sequence[Coupling], example: tuple[Tensor, ...]
 ) -> list[Pair]:
-    """Return the pairs between which nothing looks at the units' number or at several of them, as activations, attention
-    and dropout do not and norms do; their givers leave out what no weight computes from now on. Tried out with half of
-    the units, in the model's present mode. Weights must be whole; `example` is a batch."""
+    """Return the pairs between which nothing looks at the units' number or at several of them, as activations,
+    attention and dropout do not and norms do; their givers leave out what no weight computes from now on. Tried out
+    with half of the units, in the model's present mode. Weights must be whole; `example` is a batch."""
     found = _candidates(layers, couplings)
     good = found if not found or _goes(model, found, example) else [e for e in found if _goes(model, [e], example)]
     for each in good:
