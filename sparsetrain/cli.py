@@ -118,11 +118,13 @@ def status(run: str, as_json: bool) -> None:
 @cli.command()
 @click.argument("run", metavar="RUN")
 @click.option("--once", is_flag=True, help="Show it once; also what happens where the output is no terminal.")
-def watch(run: str, once: bool) -> None:
-    """Show RUN (a name or a run folder) as it goes on: progress, losses, bytes, ranks, what happened last."""
+@click.option("--program", default="sparsetrain", show_default=True, help="What it is called on another host.")
+def watch(run: str, once: bool, program: str) -> None:
+    """Show RUN (a name, a run folder, or HOST:FOLDER by ssh) as it goes on: progress, losses, bytes, ranks, what
+    happened last."""
     from sparsetrain.launch.watch import watch_run
 
-    sys.exit(watch_run(run, once))
+    sys.exit(watch_run(run, once, program=program))
 
 
 @cli.command()

@@ -16,6 +16,7 @@ from sparsetrain.launch.standing import Standing, launched, standing
 from sparsetrain.worker import existing, record
 
 LOOK = 0.5  # seconds
+TORCHRUN = ("torchrun", "torch.distributed.run")
 
 
 def cancel_run(name: str, patience: float) -> int:
@@ -54,6 +55,10 @@ def _signal(found: Standing) -> str:
     if host != socket.gethostname() or not pathlib.Path(f"/proc/{number}").exists():
         raise JobError(f"{found.name}: runs as process {number} on {host}; end it there: ssh {host} kill {number}")
     try:
+        if not _holds(number, pathlib.Path(found.folder) / record.LOCK):
+            raise JobError(
+                f"{found.name}: its lock names process {number}, which does not hold it; end it where it was started"
+            )
         os.kill(_chief(number), signal.SIGTERM)
     except PermissionError:
         raise JobError(f"{found.name}: runs as process {number}, which is another user's") from None
@@ -62,11 +67,22 @@ def _signal(found: Standing) -> str:
     return f"process {number}"
 
 
+def _holds(number: int, lock: pathlib.Path) -> bool:
+    """Return whether a process has a lock's file open: what stands in there may be of an earlier one. Raises
+    PermissionError for another user's."""
+    for opened in pathlib.Path(f"/proc/{number}/fd").iterdir():
+        with contextlib.suppress(OSError):
+            if opened.samefile(lock):
+                return True
+    return False
+
+
 def _chief(number: int) -> int:
     """Return the process to tell: torchrun above a rank, which would count its end as a failure, or the one itself."""
     with contextlib.suppress(OSError, ValueError, IndexError):
         parent = int(pathlib.Path(f"/proc/{number}/stat").read_text().rsplit(")", 1)[1].split()[1])
-        words = pathlib.Path(f"/proc/{parent}/cmdline").read_bytes()
-        if b"torchrun" in words or b"torch.distributed.run" in words:
+        python, *words = pathlib.Path(f"/proc/{parent}/cmdline").read_text(errors="replace").split("\0")
+        program = next((word for word in words if not word.startswith("-")), "")
+        if pathlib.Path(python).name.startswith("python") and pathlib.Path(program).name in TORCHRUN:
             return parent
     return number

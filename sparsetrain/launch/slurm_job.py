@@ -63,11 +63,18 @@ def follow(number: str, output: pathlib.Path, stream: TextIO) -> int:
 
 
 def pending(folder: pathlib.Path) -> str:
-    """Return the number of the job that was submitted from `folder` and that Slurm has not ended, "" where none is."""
+    """Return the number of the job that was submitted from `folder` and that Slurm has not ended, "" where none is: a
+    copied folder, or a number that Slurm has given again, is no job of its own."""
+    path = folder / NUMBER
     try:
-        number = (folder / NUMBER).read_text(encoding="utf-8").strip()
-        return number if number.isdigit() and status(number)[0] in ALIVE else ""
-    except (OSError, JobError):  # Slurm forgets jobs some minutes after their end
+        number = path.read_text(encoding="utf-8").strip() if path.is_file() else ""
+        if not number.isdigit():
+            return ""
+        said = _call("scontrol", "show", "job", number)
+        output = re.search(r"^\s*StdOut=(.+)$", said, re.MULTILINE)
+        own = output is not None and pathlib.Path(output[1]).parent.resolve() == folder.resolve()
+        return number if own and _state(said, number)[0] in ALIVE else ""
+    except (OSError, ValueError, JobError):  # Slurm forgets jobs some minutes after their end
         return ""
 
 
@@ -78,7 +85,10 @@ def cancel(number: str) -> None:
 
 def status(number: str) -> tuple[str, int]:
     """Return the state of a job and its exit code, (128 + signal where one ended it). Raises JobError."""
-    said = _call("scontrol", "show", "job", number)
+    return _state(_call("scontrol", "show", "job", number), number)
+
+
+def _state(said: str, number: str) -> tuple[str, int]:
     state = re.search(r"JobState=(\S+)", said)
     code = re.search(r"\bExitCode=(\d+):(\d+)", said)
     if state is None or code is None:

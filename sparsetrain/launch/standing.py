@@ -11,7 +11,7 @@ from typing import Any
 from sparsetrain.config.errors import JobError
 from sparsetrain.launch import slurm_job
 from sparsetrain.launch.run import find_folder
-from sparsetrain.track.console import format_row
+from sparsetrain.track.console import clean, format_row
 from sparsetrain.track.jsonl import tail
 from sparsetrain.worker import existing, record
 
@@ -52,7 +52,7 @@ class Standing:
             lines.append(f"  slurm job {self.job}; output {self.folder}/{LAUNCH}/{self.job}.out")
         if self.live and self.holder:
             lines.append(f"  {self.holder}" + (f"; ranks on {', '.join(self.hosts)}" if self.hosts else ""))
-        return "\n".join([*lines, f"  {self.folder}"])
+        return "\n".join(clean(line) for line in [*lines, f"  {self.folder}"])
 
 
 def show_standing(name: str, as_json: bool) -> None:
@@ -112,8 +112,11 @@ def _steps(folder: pathlib.Path) -> int | None:
 
 def _hosts(folder: pathlib.Path) -> tuple[str, ...]:
     """Return the hosts of the ranks, where launch.json tells."""
+    path = folder / "launch.json"
     try:
-        placed = json.loads((folder / "launch.json").read_text(encoding="utf-8")).get("placed", [])
+        if not path.is_file():  # a pipe would keep us waiting
+            return ()
+        placed = json.loads(path.read_text(encoding="utf-8")).get("placed", [])
         return tuple(dict.fromkeys(str(rank["host"]) for rank in placed))
     except (OSError, ValueError, TypeError, KeyError, AttributeError, JobError):
         return ()

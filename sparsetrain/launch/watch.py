@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any, TextIO
 
 from sparsetrain.config.errors import JobError
+from sparsetrain.launch import remote
 from sparsetrain.launch.standing import Standing, launched, standing
 from sparsetrain.launch.watch_view import draw
 from sparsetrain.track.account import Account, account
@@ -35,12 +36,18 @@ class Seen:
     now: float
 
 
-def watch_run(name: str, once: bool, stream: TextIO | None = None, every: float = EVERY) -> int:
+def watch_run(
+    name: str, once: bool, stream: TextIO | None = None, every: float = EVERY, program: str = "sparsetrain"
+) -> int:
     """Show a run until it ends, or once; return 0 when it goes on or is finished, 1 when it has ended otherwise, 130
-    after Ctrl-C, which ends nothing but the view. Raises JobError where there is none of this name."""
+    after Ctrl-C, which ends nothing but the view. `HOST:FOLDER` is looked at there, by the `program` there. Raises
+    JobError where there is none of this name."""
     if "://" in name:
-        raise JobError(f"{name}: watch reads a run folder on this machine or mounted here, not behind a URL")
+        raise JobError(f"{name}: watch reads a run folder on this machine or HOST:FOLDER by ssh, not behind a URL")
     out = stream or sys.stdout
+    if place := remote.split(name):
+        arguments = ["watch", *(["--once"] if once else []), "--", place[1]]
+        return remote.verb(place[0], program, arguments, terminal=out.isatty() and not once)
     folder = launched(name)
     found = look(folder)
     if once or not out.isatty():

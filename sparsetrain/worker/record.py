@@ -21,6 +21,7 @@ from sparsetrain.config.job import Job
 from sparsetrain.config.load import to_yaml
 from sparsetrain.worker.existing import status
 
+LOCK = "lock"
 PACKAGES = ("sparsetrain", "torch", "ray", "numpy", "wandb")
 
 
@@ -39,7 +40,7 @@ def held(folder: pathlib.Path) -> Generator[None]:
     """Own the run folder: nobody else can begin the same run meanwhile. Raises JobError when somebody has it."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / "lock").open("a+", encoding="utf-8")
+        lock = (folder / LOCK).open("a+", encoding="utf-8")
     except OSError as error:
         raise JobError(f"log.folder: cannot write {folder}: {error.strerror or error}") from error
     with lock:
@@ -58,8 +59,11 @@ def held(folder: pathlib.Path) -> Generator[None]:
 
 def holder(folder: pathlib.Path) -> str | None:
     """Return who owns the run folder now ("process 17 on node1"), None where nobody does."""
+    path = folder / LOCK
     try:
-        with (folder / "lock").open(encoding="utf-8") as lock:
+        if not path.is_file():  # a pipe would keep us waiting
+            return None
+        with path.open(encoding="utf-8", errors="replace") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
             except BlockingIOError:

@@ -12,7 +12,7 @@ import pytest
 from sparsetrain.config.errors import JobError
 from sparsetrain.launch import slurm_job
 
-ANSWER = "JobId=7 JobState={state} Reason=None\\n   ExitCode={code} DerivedExitCode=0:0"
+ANSWER = "JobId=7 JobState={state} Reason=None\\n   ExitCode={code} DerivedExitCode=0:0\\n   StdOut={folder}/%j.out"
 
 
 @pytest.fixture
@@ -31,7 +31,10 @@ def answers(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(slurm_job, "POLL_S", 0.01)
 
     def give(*states: tuple[str, str] | None) -> None:
-        lines = ["away" if state is None else ANSWER.format(state=state[0], code=state[1]) for state in states]
+        lines = [
+            "away" if state is None else ANSWER.format(state=state[0], code=state[1], folder=tmp_path)
+            for state in states
+        ]
         queue.write_text("\n".join(lines).replace("\n   ", "\\n   ") + "\n")
 
     return give
@@ -59,6 +62,17 @@ def test_what_is_pending(answers, tmp_path: pathlib.Path, state: str, alive: str
     assert slurm_job.pending(tmp_path) == ""  # nothing was submitted from here
     (tmp_path / slurm_job.NUMBER).write_text("7\n")
     assert slurm_job.pending(tmp_path) == alive
+
+
+def test_the_number_of_another_folders_job_is_none_of_ours(answers, tmp_path: pathlib.Path) -> None:
+    answers(("RUNNING", "0:0"))
+    copied = tmp_path / "copied"
+    copied.mkdir()
+    (copied / slurm_job.NUMBER).write_text("7\n")
+    assert slurm_job.pending(copied) == ""
+    (copied / slurm_job.NUMBER).unlink()
+    os.mkfifo(copied / slurm_job.NUMBER)
+    assert slurm_job.pending(copied) == ""
 
 
 def test_a_job_that_a_signal_ended(answers, tmp_path: pathlib.Path) -> None:

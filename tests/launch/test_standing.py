@@ -7,13 +7,18 @@ import json
 import os
 import pathlib
 import shutil
+import signal
+import socket
 import stat
+import subprocess
+import sys
 
 import pytest
 from commands import Desk
 
 from sparsetrain.cli import main
 from sparsetrain.config.load import parse, to_yaml
+from sparsetrain.launch.cancel import _chief
 from sparsetrain.launch.standing import standing
 from sparsetrain.worker import record
 
@@ -57,6 +62,52 @@ def test_one_that_is_held_runs(folder: pathlib.Path, capsys: pytest.CaptureFixtu
     assert standing(folder).state == "lost"
 
 
+def test_a_process_that_does_not_hold_the_lock_is_let_be(
+    folder: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bystander = subprocess.Popen(["sleep", "60"])
+    try:
+        with (folder / "lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            lock.write(f"process {bystander.pid} on {socket.gethostname()}")
+            lock.flush()
+            code, _, err = call(capsys, "cancel", "one")
+        assert code == 2 and f"its lock names process {bystander.pid}, which does not hold it" in err
+        assert bystander.poll() is None
+    finally:
+        bystander.kill()
+        bystander.wait()
+
+
+def test_torchrun_is_told_in_a_ranks_place_and_a_script_of_that_name_is_not(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "torchrun").write_text(
+        "import subprocess, sys\nwith subprocess.Popen(['sleep', '60']) as child: print(child.pid, flush=True)\n"
+    )
+    (tmp_path / "torchrun-wrapper.sh").write_text("sleep 60 & echo $!\nwait\n")
+    for words, told in (
+        ([sys.executable, "-u", str(tmp_path / "torchrun"), "--nnodes", "1"], True),
+        (["bash", str(tmp_path / "torchrun-wrapper.sh")], False),
+    ):
+        with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as parent:
+            assert parent.stdout is not None
+            child = int(parent.stdout.readline())
+            assert _chief(child) == (parent.pid if told else child)
+            os.kill(child, signal.SIGKILL)
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("name", ["launch.json", "lock"])
+def test_a_pipe_in_the_folder_keeps_nobody_waiting(folder, capsys, name: str) -> None:
+    os.mkfifo(folder / name)
+    assert call(capsys, "status", "one")[1].startswith("one: lost")
+
+
+def test_no_text_of_the_folder_reaches_the_terminal_as_it_is(folder, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "run.json").write_text(json.dumps({"status": "failed", "cause": "\x1b[2J\x1b]0;evil\x07\nline"}))
+    out = call(capsys, "status", "one")[1]
+    assert out.startswith("one: failed (\N{MIDDLE DOT}[2J") and "\x1b" not in out and "\x07" not in out
+
+
 def test_how_it_ended_is_told(folder: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
     record.end(folder, "failed", "rank 1 on node2 failed: ValueError: boom")
     assert call(capsys, "status", "one")[1].startswith("one: failed (rank 1 on node2 failed: ValueError: boom)\n")
@@ -72,7 +123,8 @@ def test_a_job_in_a_queue_is_shown_and_cancelled(
     (folder / "launch/job.yaml").write_text("name: one\n")
     (folder / "launch/slurm").write_text("17\n")
     for name, body in {
-        "scontrol": '[ -e ended ] && s=CANCELLED || s=PENDING; echo "JobState=$s ExitCode=0:0"',
+        "scontrol": '[ -e ended ] && s=CANCELLED || s=PENDING; printf "JobState=$s ExitCode=0:0\\n   StdOut=%s/17.out\\n" '
+        f"'{folder}/launch'",
         "scancel": 'echo "$1" > ended',
     }.items():
         path = folder.parent.parent / name

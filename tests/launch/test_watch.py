@@ -96,7 +96,7 @@ def test_how_it_ended_is_the_exit_code(folder: pathlib.Path, state: str, code: i
 def test_a_url_and_an_unknown_name_are_refused_in_a_line(
     folder: pathlib.Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for name, words in (("s3://bucket/run", "not behind a URL"), ("on", "did you mean 'one'")):
+    for name, words in (("s3://bucket/run", "HOST:FOLDER by ssh, not behind a URL"), ("on", "did you mean 'one'")):
         with pytest.raises(SystemExit) as ended:
             main(["watch", name])
         err = capsys.readouterr().err
