@@ -60,7 +60,7 @@ def launch(source: str, overrides: tuple[str, ...], on: str | None, dry_run: boo
     from sparsetrain.config.load import load_job
     from sparsetrain.launch.launch import launch_job
 
-    named = (f"cluster.launcher={on}",) if on else ()
+    named = () if on is None else (f"cluster.launcher={on}",)
     sys.exit(launch_job(load_job(source, (*named, *overrides)), dry_run, as_json, wait))
 
 

@@ -68,6 +68,7 @@ class Volume(Strict):
 
 class PodSpec(Strict):
     restartPolicy: Literal["Never"]
+    securityContext: dict[Literal["fsGroup"], int]
     containers: Annotated[list[Container], Field(min_length=1, max_length=1)]
     volumes: list[Volume]
 

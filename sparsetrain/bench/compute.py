@@ -48,6 +48,8 @@ class Setting:
             raise ValueError("want densities above 0 and at most 1")
         if any(min(shape) < 1 for shape in self.layers):
             raise ValueError("want layers of at least 1 x 1")
+        if any(math.prod(shape) >= 1 << 31 for shape in self.layers):
+            raise ValueError("want layers of less than 2^31 weights, whose places are 32 bits")
         if self.device == "cuda" and not torch.cuda.is_available():
             raise ValueError("there is no CUDA device here; allowed: --device cpu")
 

@@ -6,15 +6,25 @@ import json
 
 import click
 
-from sparsetrain.bench.verb import as_json_option, bench, links, output, ranks_of, refusing
-from sparsetrain.config.errors import JobError
+from sparsetrain.bench.verb import (
+    ELEMENTS,
+    HOSTS,
+    RANKS,
+    TURNS,
+    as_json_option,
+    bench,
+    links,
+    output,
+    ranks_of,
+    refusing,
+)
 
 
 @bench.command("growth")
 @click.option("--ranks", type=click.IntRange(2), default=4, show_default=True, help="Processes on loopback.")
-@click.option("--steps", type=int, default=400, show_default=True, help="Length of the run.")
-@click.option("--every", type=int, default=20, show_default=True, help="Steps between mask updates.")
-@click.option("--points", type=int, default=5, show_default=True, help="Updates that are looked at.")
+@click.option("--steps", type=TURNS, default=400, show_default=True, help="Length of the run.")
+@click.option("--every", type=TURNS, default=20, show_default=True, help="Steps between mask updates.")
+@click.option("--points", type=TURNS, default=5, show_default=True, help="Updates that are looked at.")
 @click.option("--sparsity", type=float, default=0.9, show_default=True)
 @click.option("--batch", "batches", type=int, multiple=True, default=(4, 16, 64), show_default=True)
 @click.option("--share", "shares", type=float, multiple=True, default=(0.02, 0.03, 0.045, 0.06), show_default=True)
@@ -41,9 +51,9 @@ def bench_growth(
 
 
 @bench.command("engines")
-@click.option("--hosts", type=int, default=2, show_default=True, help="Network namespaces, a rank in each.")
+@click.option("--hosts", type=HOSTS, default=2, show_default=True, help="Network namespaces, a rank in each.")
 @links
-@click.option("--steps", type=int, default=10, show_default=True, help="Of each engine and exchange.")
+@click.option("--steps", type=TURNS, default=10, show_default=True, help="Of each engine and exchange.")
 @click.option("--density", type=float, default=0.01, show_default=True, help="Share of the entries that is sent.")
 @click.option("--precision", type=click.Choice(["fp32", "bf16"]), default="fp32", show_default=True)
 @as_json_option
@@ -67,24 +77,22 @@ def bench_engines(
 
 
 @bench.command("volume")
-@click.option("--ranks", type=int, multiple=True, default=(2, 4, 8, 16, 32, 64), show_default=True)
-@click.option("--size", type=float, default=1e6, show_default=True, help="Elements of the gradient.")
+@click.option("--ranks", type=RANKS, multiple=True, default=(2, 4, 8, 16, 32, 64), show_default=True)
+@click.option("--size", type=ELEMENTS, default=1e6, show_default=True, help="Elements of the gradient.")
 @click.option("--density", type=float, default=0.01, show_default=True, help="Share of the entries that is sent.")
-@click.option("--rounds", type=int, default=5, show_default=True, help="Steps that count, after three that do not.")
+@click.option("--rounds", type=TURNS, default=5, show_default=True, help="Steps that count, after three that do not.")
 @click.option("--seed", type=click.IntRange(0, 2**31 - 1), default=0, show_default=True, help="Of the gradients.")
 @output
 def bench_volume(
-    ranks: tuple[int, ...], size: float, density: float, rounds: int, seed: int, as_json: bool, picture: str | None
+    ranks: tuple[int, ...], size: int, density: float, rounds: int, seed: int, as_json: bool, picture: str | None
 ) -> None:
     """Count what each collective puts on the wire as ranks are added; all ranks in this process, nothing timed."""
     from sparsetrain.bench import plot
     from sparsetrain.bench.table import render
     from sparsetrain.bench.volume import COLUMNS, Plan, measure
 
-    try:
-        rows = measure(Plan(ranks=ranks, size=int(size), density=density, rounds=rounds, seed=seed))
-    except (ValueError, OverflowError) as error:
-        raise JobError(f"bench volume: {error}") from error
+    with refusing("bench volume"):
+        rows = measure(Plan(ranks=ranks, size=size, density=density, rounds=rounds, seed=seed))
     click.echo(json.dumps(rows, indent=2) if as_json else render(rows, COLUMNS))
     if picture:
         plot.volume(rows, picture)

@@ -36,12 +36,25 @@ def check(path: str) -> None:
         raise ValueError(f"want a name that ends in {' or '.join(SUFFIXES)}")
     if not folder.is_dir():
         raise ValueError(f"there is no folder {folder}")
-    if pathlib.Path(path).is_dir() or not os.access(path if os.path.exists(path) else folder, os.W_OK):
-        raise ValueError("cannot be written")
+    refuse_unwritable(path)
     try:
         import matplotlib.figure  # noqa: F401
     except ImportError as error:
         raise ValueError("needs matplotlib: pip install 'sparsetrain[report]'") from error
+
+
+def refuse_unwritable(path: str) -> None:
+    """Raise ValueError where a file cannot be written; one that was not there is not there afterwards."""
+    there = os.path.lexists(path)
+    if there and not os.path.isfile(path):  # a pipe would keep us waiting
+        raise ValueError("cannot be written: is no file")
+    try:
+        with open(path, "ab"):
+            pass
+        if not there:
+            os.unlink(path)
+    except OSError as error:
+        raise ValueError(f"cannot be written: {error.strerror}") from error
 
 
 def select(rows: Rows, path: str) -> None:

@@ -12,6 +12,7 @@ import faulthandler
 import json
 import os
 import pathlib
+import shutil
 import statistics
 import sys
 import threading
@@ -129,6 +130,18 @@ def end_after(seconds: float) -> None:
     faulthandler.dump_traceback_later(seconds + 5.0, exit=True)
 
 
+def end_with(driver: int, folder: pathlib.Path) -> None:
+    """End this process with code 1 when another one is gone without having ended it, and remove what that one left."""
+
+    def watch() -> None:
+        while pathlib.Path(f"/proc/{driver}").exists():
+            time.sleep(1.0)
+        shutil.rmtree(folder, ignore_errors=True)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 @contextlib.contextmanager
 def joined(place: Place) -> Generator[Way]:
     """Join the other ranks, and end this process when its time is over. Collective.
@@ -136,6 +149,7 @@ def joined(place: Place) -> Generator[Way]:
     Hosts share no cores: the ranks spread over those of this machine, as far as there are enough of them.
     """
     end_after(place.limit_s)
+    end_with(place.driver, pathlib.Path(place.meet).parent)
     keep_freed_memory()
     torch.set_num_threads(1)
     cores = sorted(os.sched_getaffinity(0))

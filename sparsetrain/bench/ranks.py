@@ -81,7 +81,8 @@ class Ranks:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Place:
-    """What every rank has to know; `limit_s` ends it whatever it does, `interface` is counted unless it is None.
+    """What every rank has to know; `limit_s` ends it whatever it does, and so does the end of the process `driver`;
+    `interface` is counted unless it is None.
 
     Ranks find each other through the file `meet`, which all hosts share: a port could be taken before it is used. Where
     links are to change, `change` names the file that asks for it.
@@ -91,6 +92,7 @@ class Place:
     ranks: int
     meet: str
     limit_s: float
+    driver: int
     interface: str | None = None
     transport: str = "gloo"
     change: str | None = None
@@ -183,6 +185,7 @@ def _programs(
             ranks=ranks.hosts,
             meet=str(folder / "meet"),
             limit_s=ranks.limit_s,
+            driver=os.getpid(),
             interface=counted,
             transport=ranks.transport,
             change=None if ranks.then is None else str(folder / "change"),

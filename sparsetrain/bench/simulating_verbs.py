@@ -7,11 +7,22 @@ import pathlib
 
 import click
 
-from sparsetrain.bench.verb import as_json_option, bench, options, output, ranks_of, refusing
+from sparsetrain.bench.verb import (
+    ELEMENTS,
+    HOSTS,
+    RANKS,
+    TURNS,
+    as_json_option,
+    bench,
+    options,
+    output,
+    ranks_of,
+    refusing,
+)
 from sparsetrain.config.errors import JobError
 
 cells = options(
-    click.option("--hosts", type=int, multiple=True, default=(2, 4), show_default=True, help="Network namespaces."),
+    click.option("--hosts", type=HOSTS, multiple=True, default=(2, 4), show_default=True, help="Network namespaces."),
     click.option("--rate", "rates", multiple=True, default=("100mbit", "1gbit", "10gbit"), show_default=True),
     click.option("--loopback", is_flag=True, help="Plain processes instead of network namespaces; needs no root."),
     click.option("--limit", type=float, default=600.0, show_default=True, help="Seconds after which a rank is ended."),
@@ -21,9 +32,9 @@ cells = options(
 fabrics = options(
     click.option("--fabric", default="flat", show_default=True, help="flat, fat_tree, two_level or sites."),
     click.option(
-        "--ranks", type=int, multiple=True, default=(2, 8, 32, 128, 512, 2048, 8192, 16384), show_default=True
+        "--ranks", type=RANKS, multiple=True, default=(2, 8, 32, 128, 512, 2048, 8192, 16384), show_default=True
     ),
-    click.option("--size", type=float, default=25e6, show_default=True, help="Elements of the bucket."),
+    click.option("--size", type=ELEMENTS, default=25e6, show_default=True, help="Elements of the bucket."),
     click.option("--density", type=float, default=0.01, show_default=True, help="Share of the entries that is sent."),
     click.option("--rate", default="10gbit", show_default=True, help="Of each link."),
     click.option("--latency", type=float, default=20e-6, show_default=True, help="Seconds of a message."),
@@ -33,18 +44,18 @@ fabrics = options(
 
 @bench.command("simulation")
 @cells
-@click.option("--size", type=float, default=2e6, show_default=True, help="Elements of the bucket.")
+@click.option("--size", type=ELEMENTS, default=2e6, show_default=True, help="Elements of the bucket.")
 @click.option("--density", type=float, default=0.01, show_default=True, help="Share of the entries that is sent.")
 @click.option("--values", default="bf16", show_default=True, help="Code of the values.")
 @click.option("--indices", default="elias_fano", show_default=True, help="Code of the places.")
-@click.option("--rounds", type=int, default=7, show_default=True, help="Turns of each collective.")
+@click.option("--rounds", type=TURNS, default=7, show_default=True, help="Turns of each collective.")
 @as_json_option
 def bench_simulation(
     hosts: tuple[int, ...],
     rates: tuple[str, ...],
     loopback: bool,
     limit: float,
-    size: float,
+    size: int,
     density: float,
     values: str,
     indices: str,
@@ -55,7 +66,7 @@ def bench_simulation(
     from sparsetrain.bench.simulation import Plan, measure, show
 
     with refusing("bench simulation"):
-        plan = Plan(size=int(size), density=density, values=values, indices=indices, rounds=rounds)
+        plan = Plan(size=size, density=density, values=values, indices=indices, rounds=rounds)
         rows = measure(
             [ranks_of(h, r, loopback, limit, 4) for r in (("none",) if loopback else rates) for h in hosts], plan
         )
@@ -65,7 +76,7 @@ def bench_simulation(
 @bench.command("forecast")
 @cells
 @click.option("--density", type=float, default=0.01, show_default=True, help="Share of the entries that is sent.")
-@click.option("--rounds", type=int, default=5, show_default=True, help="Turns of each way.")
+@click.option("--rounds", type=TURNS, default=5, show_default=True, help="Turns of each way.")
 @as_json_option
 def bench_forecast(
     hosts: tuple[int, ...],
@@ -90,8 +101,8 @@ def bench_forecast(
 @bench.command("supports")
 @click.argument("source", metavar="JOB", default="text_gpt")
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
-@click.option("--ranks", type=int, default=64, show_default=True, help="That train, one after the other.")
-@click.option("--steps", type=int, default=30, show_default=True, help="Before it is counted.")
+@click.option("--ranks", type=RANKS, default=64, show_default=True, help="That train, one after the other.")
+@click.option("--steps", type=TURNS, default=30, show_default=True, help="Before it is counted.")
 @click.option("--density", type=float, default=0.01, show_default=True, help="Share of the entries that a rank sends.")
 @click.option("--out", default=None, metavar="FILE", help="Write the record, for plan and bench scaling --supports.")
 @as_json_option
@@ -107,10 +118,13 @@ def bench_supports(
     """Count how many ranks choose the same places in a real training, and how their unions grow."""
     import dataclasses
 
+    from sparsetrain.bench import plot
     from sparsetrain.bench.supports import Plan, measure, rows, show
     from sparsetrain.config.load import load_job
 
     with refusing("bench supports"):
+        if out:
+            plot.refuse_unwritable(out)
         found = measure(load_job(source, overrides), Plan(ranks=ranks, steps=steps, density=density))
     record = json.dumps(dataclasses.asdict(found))
     if out:
@@ -127,7 +141,7 @@ def bench_supports(
 def bench_scaling(
     fabric: str,
     ranks: tuple[int, ...],
-    size: float,
+    size: int,
     density: float,
     rate: str,
     latency: float,
@@ -141,7 +155,7 @@ def bench_scaling(
     from sparsetrain.plan.fill import recorded
 
     with refusing("bench scaling"):
-        plan = Plan(ranks=ranks, fabric=fabric, size=int(size), density=density, rate=rate, latency_s=latency)
+        plan = Plan(ranks=ranks, fabric=fabric, size=size, density=density, rate=rate, latency_s=latency)
         rows = measure(plan, None if supports is None else recorded(pathlib.Path(supports)))
     click.echo(json.dumps(rows, indent=2) if as_json else show(rows, plan))
     if picture:
@@ -152,13 +166,13 @@ def bench_scaling(
 @fabrics
 @click.option("--node-hours", type=float, multiple=True, default=(10_000.0, 1_000.0), show_default=True)
 @click.option("--compute", type=float, default=0.5, show_default=True, help="Seconds of a step without its exchange.")
-@click.option("--steps", type=int, default=50_000, show_default=True, help="Of the whole run.")
-@click.option("--checkpoint", type=int, default=500, show_default=True, help="Steps from one checkpoint to the next.")
+@click.option("--steps", type=TURNS, default=50_000, show_default=True, help="Of the whole run.")
+@click.option("--checkpoint", type=TURNS, default=500, show_default=True, help="Steps from one checkpoint to the next.")
 @as_json_option
 def bench_goodput(
     fabric: str,
     ranks: tuple[int, ...],
-    size: float,
+    size: int,
     density: float,
     rate: str,
     latency: float,
@@ -175,7 +189,7 @@ def bench_goodput(
     from sparsetrain.plan.fill import recorded
 
     with refusing("bench goodput"):
-        links = scaling.Plan(ranks=ranks, fabric=fabric, size=int(size), density=density, rate=rate, latency_s=latency)
+        links = scaling.Plan(ranks=ranks, fabric=fabric, size=size, density=density, rate=rate, latency_s=latency)
         plan = Plan(node_hours=node_hours, compute_s=compute, steps=steps, checkpoint=checkpoint)
         rows = measure(plan, links, None if supports is None else recorded(pathlib.Path(supports)))
     click.echo(json.dumps(rows, indent=2) if as_json else show(rows, plan, links))

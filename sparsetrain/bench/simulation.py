@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from sparsetrain import registry
 from sparsetrain.bench import table
 from sparsetrain.bench.ranks import Ranks, run
 from sparsetrain.collective.payload import Codec
@@ -48,6 +49,8 @@ class Plan:
         """Raise ValueError where a number makes no sense."""
         if self.rounds < 1 or self.size < 10_000 or not 0 < self.density <= 1:
             raise ValueError("want at least 1 round and 10000 elements, and a density in (0, 1]")
+        for kind, name in (("index_code", self.indices), ("value_code", self.values)):
+            registry.load(kind, name)
 
     def codec(self) -> Codec:
         """Return the codes that the collectives use."""

@@ -6,20 +6,20 @@ import json
 
 import click
 
-from sparsetrain.bench.verb import as_json_option, bench, links, output, ranks_of, refusing
+from sparsetrain.bench.verb import ELEMENTS, HOSTS, TURNS, as_json_option, bench, links, output, ranks_of, refusing
 from sparsetrain.config.errors import JobError
 
 RATES = ("none", "1gbit", "200mbit", "50mbit")
 
 
 @bench.command("select")
-@click.option("--size", "sizes", type=float, multiple=True, default=(1e7,), show_default=True, help="Elements.")
+@click.option("--size", "sizes", type=ELEMENTS, multiple=True, default=(1e7,), show_default=True, help="Elements.")
 @click.option("--density", "densities", type=float, multiple=True, default=(0.001, 0.01, 0.1), show_default=True)
 @click.option("--threads", type=int, default=1, show_default=True, help="Cores that a kernel may take.")
-@click.option("--rounds", type=int, default=5, show_default=True, help="Turns of each candidate.")
+@click.option("--rounds", type=TURNS, default=5, show_default=True, help="Turns of each candidate.")
 @output
 def bench_select(
-    sizes: tuple[float, ...],
+    sizes: tuple[int, ...],
     densities: tuple[float, ...],
     threads: int,
     rounds: int,
@@ -32,7 +32,7 @@ def bench_select(
     from sparsetrain.bench.table import render
 
     try:
-        rows = measure([int(size) for size in sizes], densities, threads, rounds)
+        rows = measure(sizes, densities, threads, rounds)
     except (ValueError, OverflowError) as error:
         raise JobError(f"bench select: {error}") from error
     click.echo(json.dumps(rows, indent=2) if as_json else render(rows, COLUMNS))
@@ -50,7 +50,7 @@ def bench_select(
 )
 @click.option("--pixels", type=int, default=14, show_default=True, help="Edge of the images of convolutions.")
 @click.option("--threads", type=int, default=1, show_default=True, help="Cores that a product may take.")
-@click.option("--rounds", type=int, default=5, show_default=True, help="Turns of each candidate.")
+@click.option("--rounds", type=TURNS, default=5, show_default=True, help="Turns of each candidate.")
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
 @click.option("--precision", type=click.Choice(["fp32", "bf16"]), default="fp32", show_default=True)
 @click.option("--fresh", is_flag=True, help="Measure again what this machine has measured before.")
@@ -77,7 +77,7 @@ def bench_compute(
         if len(sides) not in (2, 4) or not all(side.isdecimal() for side in sides):
             raise JobError(f"bench compute: --layer {layer}: must be two or four whole numbers, 4096x1024 say")
         shapes.append(tuple(map(int, sides)))
-    try:
+    with refusing("bench compute"):
         setting = Setting(
             layers=tuple(shapes),
             batches=batches,
@@ -89,8 +89,6 @@ def bench_compute(
             dtype=precision,
         )
         result = once("compute", setting, lambda: measure(setting), fresh)
-    except ValueError as error:
-        raise JobError(f"bench compute: {error}") from error
     click.echo(json.dumps(result, indent=2) if as_json else show(result))
 
 
@@ -98,8 +96,8 @@ def bench_compute(
 @click.argument("job", default="fashion_mnist")
 @click.argument("overrides", nargs=-1)
 @click.option("--compute", default="auto", show_default=True, help="What the sparse run's compute is.")
-@click.option("--steps", type=int, default=10, show_default=True, help="Of each run in a turn.")
-@click.option("--rounds", type=int, default=5, show_default=True, help="Turns of each run.")
+@click.option("--steps", type=TURNS, default=10, show_default=True, help="Of each run in a turn.")
+@click.option("--rounds", type=TURNS, default=5, show_default=True, help="Turns of each run.")
 @click.option("--threads", type=int, default=2, show_default=True, help="Cores that a step may take.")
 @as_json_option
 def bench_acceleration(
@@ -108,16 +106,14 @@ def bench_acceleration(
     """Time whole training steps of a job: dense, masked dense, and with sparse compute; and count what is held."""
     from sparsetrain.bench.acceleration import measure, show
 
-    try:
+    with refusing("bench acceleration"):
         result = measure(job, overrides, compute, steps, rounds, threads)
-    except ValueError as error:
-        raise JobError(f"bench acceleration: {error}") from error
     click.echo(json.dumps(result, indent=2) if as_json else show(result))
 
 
 @bench.command("codec")
 @click.option("--density", "densities", type=float, multiple=True, default=(0.001, 0.01, 0.1), show_default=True)
-@click.option("--rounds", type=int, default=5, show_default=True, help="Turns of each code.")
+@click.option("--rounds", type=TURNS, default=5, show_default=True, help="Turns of each code.")
 @output
 def bench_codec(densities: tuple[float, ...], rounds: int, as_json: bool, picture: str | None) -> None:
     """Measure every code on a real gradient: bits per entry, value error, throughput."""
@@ -125,27 +121,25 @@ def bench_codec(densities: tuple[float, ...], rounds: int, as_json: bool, pictur
     from sparsetrain.bench.codec import COLUMNS, measure
     from sparsetrain.bench.table import render
 
-    try:
+    with refusing("bench codec"):
         rows = measure(densities, rounds)
-    except ValueError as error:
-        raise JobError(f"bench codec: {error}") from error
     click.echo(json.dumps(rows, indent=2) if as_json else render(rows, COLUMNS))
     if picture:
         plot.codec(rows, picture)
 
 
 @bench.command("exchange")
-@click.option("--hosts", type=click.IntRange(0), default=4, show_default=True, help="Ranks; 0: 4 on loopback.")
+@click.option("--hosts", type=click.IntRange(0, 512), default=4, show_default=True, help="Ranks; 0: 4 on loopback.")
 @links
-@click.option("--size", type=float, default=25e6, show_default=True, help="Elements of the gradient.")
+@click.option("--size", type=ELEMENTS, default=25e6, show_default=True, help="Elements of the gradient.")
 @click.option("--density", type=float, default=0.01, show_default=True, help="Share of the entries that is sent.")
-@click.option("--rounds", type=int, default=5, show_default=True, help="Turns of each candidate.")
+@click.option("--rounds", type=TURNS, default=5, show_default=True, help="Turns of each candidate.")
 @click.option("--transport", default="gloo", show_default=True, help="gloo, or mpi (with --loopback).")
 @output
 def bench_exchange(
     hosts: int,
     rate: str | None,
-    size: float,
+    size: int,
     density: float,
     rounds: int,
     loopback: bool,
@@ -160,14 +154,14 @@ def bench_exchange(
 
     with refusing("bench exchange"):
         ranks = ranks_of(hosts, rate, loopback, limit, 4, transport)
-        result = measure(ranks, Plan(size=int(size), density=density, rounds=rounds))
+        result = measure(ranks, Plan(size=size, density=density, rounds=rounds))
     click.echo(json.dumps(result, indent=2) if as_json else show(result))
     if picture:
         plot.exchange(result["rows"], picture)
 
 
 @bench.command("step")
-@click.option("--hosts", type=click.IntRange(0), default=2, show_default=True, help="Ranks; 0: 2 on loopback.")
+@click.option("--hosts", type=click.IntRange(0, 512), default=2, show_default=True, help="Ranks; 0: 2 on loopback.")
 @links
 @click.option("--layers", type=int, default=6, show_default=True, help="Of the GPT.")
 @click.option("--width", type=int, default=320, show_default=True, help="Of its layers.")
@@ -175,8 +169,8 @@ def bench_exchange(
 @click.option("--context", type=int, default=128, show_default=True, help="Tokens of a sequence.")
 @click.option("--batch", type=int, default=4, show_default=True, help="Sequences a rank and step.")
 @click.option("--density", type=float, default=0.01, show_default=True, help="Share of the entries sent a step.")
-@click.option("--steps", type=int, default=10, show_default=True, help="Steps in a turn.")
-@click.option("--rounds", type=int, default=5, show_default=True, help="Turns of each candidate.")
+@click.option("--steps", type=TURNS, default=10, show_default=True, help="Steps in a turn.")
+@click.option("--rounds", type=TURNS, default=5, show_default=True, help="Turns of each candidate.")
 @output
 def bench_step(
     hosts: int,
@@ -217,7 +211,7 @@ def bench_step(
 
 
 @bench.command("auto")
-@click.option("--hosts", type=click.IntRange(2), multiple=True, default=(2, 4), show_default=True, help="Ranks.")
+@click.option("--hosts", type=HOSTS, multiple=True, default=(2, 4), show_default=True, help="Ranks.")
 @click.option("--rate", "rates", multiple=True, help=f"Default: {', '.join(RATES)}.")
 @click.option("--then", help="Rate that the links change to when the planner has settled.")
 @click.option("--sparsity", "sparsities", type=float, multiple=True, default=(0.0, 0.9), show_default=True)
@@ -227,8 +221,8 @@ def bench_step(
 @click.option("--density", type=float, default=0.01, show_default=True, help="Share of the entries that sparse sends.")
 @click.option("--rank", type=int, default=4, show_default=True, help="Of lowrank's factors.")
 @click.option("--factor", type=float, default=1.0, show_default=True, help="Steps of lossy regimes to equal loss.")
-@click.option("--steps", type=int, default=5, show_default=True, help="Steps in a turn.")
-@click.option("--rounds", type=int, default=5, show_default=True, help="Turns of each candidate.")
+@click.option("--steps", type=TURNS, default=5, show_default=True, help="Steps in a turn.")
+@click.option("--rounds", type=TURNS, default=5, show_default=True, help="Turns of each candidate.")
 @click.option("--limit", type=float, default=600.0, show_default=True, help="Seconds after which a rank is ended.")
 @as_json_option
 def bench_auto(

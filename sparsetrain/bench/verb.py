@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 import sys
 from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING, Any
@@ -45,6 +46,29 @@ def options(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
     return lambda function: functools.reduce(lambda made, option: option(made), reversed(options), function)
 
 
+class Elements(click.ParamType):
+    """A number of elements, also as 25e6."""
+
+    name = "float"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Return it as an int; fail for what is none."""
+        try:
+            number = float(value)
+        except (TypeError, ValueError):
+            number = math.nan
+        if not 1 <= number <= MOST:
+            self.fail(f"{value} is no number of elements; allowed: 1 to {MOST}", param, ctx)
+        return int(number)
+
+
+MOST = 2**31 - 1  # places are 32 bits
+ELEMENTS, TURNS, RANKS, HOSTS = (
+    Elements(),
+    click.IntRange(max=1_000_000),
+    click.IntRange(max=1 << 20),
+    click.IntRange(2, 512),
+)
 as_json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document on standard output.")
 output = options(
     as_json_option,
@@ -94,8 +118,14 @@ def refusing(verb: str) -> Generator[None]:
         yield
     except HostsUnavailable as error:
         raise JobError(f"{verb}: {error}; --loopback needs none") from error
-    except (ValueError, OverflowError) as error:
-        raise JobError(f"{verb}: {error}") from error
+    except MemoryError as error:
+        raise JobError(f"{verb}: needs more memory than there is") from error
+    except (OSError, ValueError, OverflowError) as error:
+        raise JobError(f"{verb}: {' '.join(str(error).split())}") from error
     except RankFailed as error:
         click.echo(str(error), err=True)
         sys.exit(1)
+    except RuntimeError as error:
+        if "allocate memory" not in str(error):  # torch has no class for it
+            raise
+        raise JobError(f"{verb}: needs more memory than there is") from error

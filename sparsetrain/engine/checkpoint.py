@@ -29,6 +29,7 @@ from sparsetrain.config.numbers import Count
 from sparsetrain.engine.optimizer_fields import fields_of
 
 FORMAT = 1
+SQUARES = ("exp_avg_sq",)  # fields of optimizers that hold means of squares
 MOST = 1 << 26  # bytes of a file that is read as a text
 Tensors = dict[str, Tensor]
 
@@ -171,6 +172,14 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, parameters: Mapping[str,
     return tensors
 
 
+def check_optimizer_state(key: str, tensor: Tensor) -> None:
+    """Raise CheckpointError for a tensor `FIELD/PARAMETER` that no optimizer can have come to."""
+    if not bool(torch.isfinite(tensor).all()):
+        raise CheckpointError(f"optimizer state {key} is not finite")
+    if key.partition("/")[0] in SQUARES and bool((tensor < 0).any()):
+        raise CheckpointError(f"optimizer state {key} is negative")
+
+
 def load_optimizer(
     optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter], tensors: Mapping[str, Tensor], whole: bool
 ) -> None:
@@ -184,8 +193,7 @@ def load_optimizer(
         field, _, name = key.partition("/")
         if name not in parameters:
             raise CheckpointError(f"optimizer state of {name}: the model has no such parameter")
-        if not bool(torch.isfinite(tensor).all()):
-            raise CheckpointError(f"optimizer state {key} is not finite")
+        check_optimizer_state(key, tensor)
         parameter = parameters[name]
         like = parameter.detach() if tensor.ndim else torch.zeros((), dtype=torch.float32)
         optimizer.state[parameter][field] = fitting(f"optimizer state {key}", tensor, like)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from sparsetrain.config.errors import JobError
 from sparsetrain.config.job import Job
 from sparsetrain.engine import deepspeed_config
-from sparsetrain.engine.checkpoint import CheckpointError, Tensors, fitting
+from sparsetrain.engine.checkpoint import CheckpointError, Tensors, check_optimizer_state, fitting
 from sparsetrain.engine.deepspeed_stand_in import load, stand_in
 from sparsetrain.engine.engine import Engine, Parts
 from sparsetrain.engine.optimizer_fields import fields_of
@@ -161,8 +161,7 @@ class DeepSpeed(Engine):
             field, _, place = key.partition("/")
             if place not in owners:
                 raise CheckpointError(f"optimizer state {key}: this rank's shard has no such tensor")
-            if not bool(torch.isfinite(tensor).all()):
-                raise CheckpointError(f"optimizer state {key} is not finite")
+            check_optimizer_state(key, tensor)
             like = own.get(key, owners[place].detach() if tensor.ndim else torch.zeros(()))
             fits = fitting(f"optimizer state {key}", tensor, like)
             if key in own:

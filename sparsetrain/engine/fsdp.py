@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from sparsetrain.collective.world import World
 from sparsetrain.config.errors import JobError
 from sparsetrain.config.job import Job
-from sparsetrain.engine.checkpoint import CheckpointError, Tensors, fitting
+from sparsetrain.engine.checkpoint import CheckpointError, Tensors, check_optimizer_state, fitting
 from sparsetrain.engine.engine import Answer, Engine, Parts
 from sparsetrain.engine.fsdp_comm import Gather, Keep
 from sparsetrain.engine.optimizer_fields import fields_of
@@ -163,8 +163,7 @@ class FSDP(Engine):
             field, _, name = key.partition("/")
             if name not in self.rows:
                 raise CheckpointError(f"optimizer state of {name}: the model has no such parameter")
-            if not bool(torch.isfinite(tensor).all()):
-                raise CheckpointError(f"optimizer state {key} is not finite")
+            check_optimizer_state(key, tensor)
             rows = self.rows[name]
             like = rows.detach() if tensor.ndim else torch.zeros((), dtype=torch.float32)
             self.optimizer.state[rows][field] = fitting(f"optimizer state {key}", tensor, like)

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from sparsetrain.engine.checkpoint import About, CheckpointError, Tensors, step_of
+from sparsetrain.engine.checkpoint import SQUARES, About, CheckpointError, Tensors, step_of
 from sparsetrain.engine.keeping import problem
 from sparsetrain.engine.store import Store, Stored
 
@@ -56,6 +56,8 @@ def _wrong(tensors: Tensors, shapes: Tensors) -> list[str]:
     for key, tensor in tensors.items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             lines.append(f"{key} is not finite")
+        elif key.partition("/")[0] in SQUARES and bool((tensor < 0).any()):
+            lines.append(f"{key} is negative")
         like = shapes.get(key.partition("/")[2])
         if like is not None and tensor.ndim and tensor.shape != like.shape:
             lines.append(f"{key} is {tuple(tensor.shape)}, the model's is {tuple(like.shape)}")

@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping
 from sparsetrain.engine.checkpoint import CheckpointError
 from sparsetrain.engine.store import Store, Stored, StoreError
 
+ESSENTIAL = ("state.json", "model.safetensors")
+
 
 def superfluous(losses: Mapping[str, float | None], keep: int, best: int) -> list[str]:
     """Return what may go of checkpoints with their evaluation losses, oldest first: neither among the `keep` newest nor
@@ -20,11 +22,15 @@ def superfluous(losses: Mapping[str, float | None], keep: int, best: int) -> lis
 
 
 def problem(store: Store, name: str, contents: bool = True) -> str:
-    """Return what is wrong with a checkpoint, "" where nothing is: every file must have the size that COMPLETE names,
-    and with `contents` the digest. Raises OSError when the store does not let it be read."""
+    """Return what is wrong with a checkpoint, "" where nothing is: COMPLETE must name what none can do without, and
+    every file must have the size that it names, and with `contents` the digest. Raises OSError when the store does not
+    let it be read."""
     stored = Stored(store, name)
     try:
         sizes = store.sizes(name)
+        for file in ESSENTIAL:
+            if file not in stored.parts():
+                return f"{file} is missing"
         for file, part in stored.parts().items():
             if file not in sizes:
                 return f"{file} is missing"

@@ -33,6 +33,10 @@ from sparsetrain.engine.store import Part, Store
 SHARED = ("model", "masks", "outer", "optimizer")
 
 
+class Unsaved(RuntimeError):
+    """A run has come to its end, and what it has learned is nowhere."""
+
+
 class Saver:
     """Writes one rank's parts, in the order in which they come; `say` gets a line about a failure."""
 
@@ -86,13 +90,19 @@ class Saver:
     def lacks(self, step: int) -> bool:
         """Return whether the checkpoint of a step is neither begun here nor complete: the group that began it may have
         ended before. Collective."""
-        if self.last == step:
-            return False
-        try:
-            there = self.world.rank > 0 or checkpoint.name_of(step) in self.store.complete()
-        except OSError:
-            there = False
-        return not self._all_done(there)
+        return self.last != step and not self._holds(step)
+
+    def end(self, pieces: Callable[[], Pieces], step: int) -> None:
+        """Write the checkpoint of the last step once more where it is not complete: it has failed, or has gone with a
+        group before. Collective, behind `finish`. Raises Unsaved where it cannot be written."""
+        if self._holds(step):
+            return
+        self.save(pieces(), step)
+        self.finish()
+        if not self._holds(step):
+            raise Unsaved(
+                f"the last checkpoint, of step {step}, cannot be written; what follows the one before is lost"
+            )
 
     def heard(self) -> None:
         """Go on with what all ranks have said with their last word: rank 0 completes what all have written."""
@@ -125,6 +135,13 @@ class Saver:
             self.thread.join(self.patience)
             self.thread = None
 
+    def _holds(self, step: int) -> bool:
+        try:
+            there = self.world.rank > 0 or checkpoint.name_of(step) in self.store.complete()
+        except OSError:
+            there = False
+        return self._all_done(there)
+
     def _decide(self, words: list[Word]) -> None:
         step = self.open[0]
         if min(word.written for word in words) < step:
@@ -151,8 +168,11 @@ class Saver:
             self.news.notify_all()
 
     def _failed(self, step: int, why: object) -> None:
-        self.say(f"checkpoint of step {step} is not written: {why}; training goes on, the next one is tried")
+        self.say(f"checkpoint of step {step} is not written: {why}{self._consequence(step)}")
         self._tell(step, done=False)
+
+    def _consequence(self, step: int) -> str:
+        return "; training goes on, the next one is tried" if step < self.job.train.steps else ""
 
     def _done_within(self, seconds: float) -> bool:
         with self.news:
@@ -227,7 +247,7 @@ class Saver:
                     parts |= {file: Part(*told) for file, told in json.loads(text).items()}
             self.store.publish(name, parts)
         except (OSError, ValueError) as error:
-            self.say(f"checkpoint of step {step} is not completed: {error}; training goes on, the next one is tried")
+            self.say(f"checkpoint of step {step} is not completed: {error}{self._consequence(step)}")
             self._drop(step)  # on a full disk the next one wants its room
             return
         self.complete = step

@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import json
 import pathlib
+import re
 import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol, TypeVar
@@ -19,6 +20,8 @@ from sparsetrain.engine import checkpoint
 from sparsetrain.engine.checkpoint import About, CheckpointError, Tensors
 
 COMPLETE = "COMPLETE"
+FILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+LATEST = 1e11  # seconds since 1970, some thousand years on
 T = TypeVar("T")
 
 
@@ -117,11 +120,18 @@ class Stored:
                 with self.store.fetch(self.folder, COMPLETE) as path:
                     told = json.loads(checkpoint.read_text(path))
                 sizes = told.get("bytes", {})
-                self.written = float(told["time"]) if "time" in told else None
-                self._parts = {file: Part(str(told["blake2b"][file]), sizes.get(file)) for file in told["blake2b"]}
+                parts = {file: Part(str(told["blake2b"][file]), sizes.get(file)) for file in told["blake2b"]}
+                if odd := [file for file in parts if not FILE.fullmatch(file)]:
+                    raise ValueError(f"{odd[0]!r} is no name of a file")
+                written = float(told["time"]) if "time" in told else None
+                if written is not None and not 0 <= written < LATEST:
+                    raise ValueError(f"{written} is no time")
+                self._parts, self.written = parts, written
             except StoreError:
                 raise
-            except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+            except (
+                OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, OverflowError
+            ) as error:  # fmt: skip
                 raise CheckpointError(f"{COMPLETE}: is damaged ({type(error).__name__}: {error})") from error
         return self._parts
 

@@ -132,7 +132,7 @@ class Trainer:
         if state.step < job.train.steps:
             hand_over(state.exchange, self.world, assent.leaving)
             return {"paused": True, "steps": state.step}
-        self.save()  # where what was begun of the last one went with a group before
+        self.saver.end(lambda: capture(state, digest=False), state.step)
         if said := undecided(state.exchange):
             self.log(said)
         if not self.evaluation:

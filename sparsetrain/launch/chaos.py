@@ -71,6 +71,8 @@ def run_chaos(source: str, overrides: tuple[str, ...], plan: Plan, as_json: bool
     if wrong:
         near = nearest(wrong[0], list(FAULTS))
         raise JobError(f"--faults: {wrong[0]}: no such fault; allowed: {', '.join(FAULTS)}{near}")
+    if plan.every and plan.count > 1:
+        raise JobError(f"--count {plan.count}: a fault comes every {plan.every:g} s already; allowed: one of the two")
     stream = sys.stderr if as_json else sys.stdout
     rows: list[Row] = []
     disturbed = plan.runs * (2 if plan.restart else 1)

@@ -8,9 +8,7 @@ import logging
 import math
 import os
 import secrets
-import shutil
 import socket
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Generator
@@ -18,11 +16,11 @@ from typing import Any
 
 from sparsetrain.config.errors import JobError
 from sparsetrain.config.job import Cluster
+from sparsetrain.launch.private_folder import private_folder
 from sparsetrain.launch.signals import kept, undisturbed
 
 STOP_TIMEOUT = 5.0  # seconds that processes of an own cluster get to end by themselves
 CONNECT_TIMEOUT = 5.0  # seconds until an address counts as silent
-MAX_TEMPORARY = 24  # characters of the system's folder for temporary files
 OBJECT_STORE = 128 << 20  # bytes; only small messages pass through it
 
 
@@ -46,29 +44,29 @@ def local_cluster(cluster: Cluster, spares: int) -> Generator[None]:
     secure(os.environ)
     import ray
 
-    folder = private_folder()
     before = {process.pid for process in children()}
-    try:
-        quiet()
-        with kept():  # init takes SIGTERM for itself
-            ray.init(
-                address="local",  # also where RAY_ADDRESS names another cluster
-                num_cpus=max(math.ceil((cluster.workers.max + spares) * cluster.cpus_per_worker), os.cpu_count() or 1),
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                namespace=f"sparsetrain-{secrets.token_hex(4)}",
-                object_store_memory=OBJECT_STORE,
-                _temp_dir=os.path.join(folder, "r"),
-            )
-        yield
-    finally:
-        with undisturbed():
-            started = [process for process in children() if process.pid not in before]
-            if not bounded(ray.shutdown):
-                atexit.unregister(ray.shutdown)  # it would wait once more when the interpreter ends
-            end(started)
-            shutil.rmtree(folder, ignore_errors=True)
+    with private_folder() as folder:
+        try:
+            quiet()
+            with kept():  # init takes SIGTERM for itself
+                cpus = math.ceil((cluster.workers.max + spares) * cluster.cpus_per_worker)
+                ray.init(
+                    address="local",  # also where RAY_ADDRESS names another cluster
+                    num_cpus=max(cpus, os.cpu_count() or 1),
+                    include_dashboard=False,
+                    log_to_driver=False,
+                    logging_level=logging.ERROR,
+                    namespace=f"sparsetrain-{secrets.token_hex(4)}",
+                    object_store_memory=OBJECT_STORE,
+                    _temp_dir=str(folder / "r"),
+                )
+            yield
+        finally:
+            with undisturbed():
+                started = [process for process in children() if process.pid not in before]
+                if not bounded(ray.shutdown):
+                    atexit.unregister(ray.shutdown)  # it would wait once more when the interpreter ends
+                end(started)
 
 
 def bounded(action: Callable[[], object], limit: float = STOP_TIMEOUT) -> bool:
@@ -85,15 +83,6 @@ def bounded(action: Callable[[], object], limit: float = STOP_TIMEOUT) -> bool:
     thread.start()
     thread.join(limit)
     return not thread.is_alive()
-
-
-def private_folder() -> str:
-    """Return a new folder for this user only; Ray makes its own one, inside, writable for all.
-
-    Ray puts Unix sockets there, 67 characters below, and their paths have at most 107.
-    """
-    usual = tempfile.gettempdir()
-    return tempfile.mkdtemp(prefix="st-", dir=usual if len(usual) <= MAX_TEMPORARY else "/tmp")
 
 
 @contextlib.contextmanager

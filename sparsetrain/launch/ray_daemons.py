@@ -7,7 +7,6 @@ import dataclasses
 import importlib.util
 import os
 import pathlib
-import shutil
 import socket
 import subprocess
 import sys
@@ -15,7 +14,8 @@ import time
 from collections.abc import Callable, Generator, Mapping
 
 from sparsetrain.config.errors import JobError
-from sparsetrain.launch.ray_cluster import CONNECT_TIMEOUT, OBJECT_STORE, children, connected, end, private_folder
+from sparsetrain.launch.private_folder import private_folder
+from sparsetrain.launch.ray_cluster import CONNECT_TIMEOUT, OBJECT_STORE, children, connected, end
 from sparsetrain.launch.signals import undisturbed
 
 POLL = 0.2
@@ -96,30 +96,29 @@ class Running:
 def running(daemons: Daemons) -> Generator[Running]:
     """Run Ray's daemons; they, all that they have started and their files are gone when this returns. Changes
     os.environ: a driver in this process looks for their files where they are."""
-    folder = pathlib.Path(private_folder())
-    log = folder / "ray.txt"
     before = {process.pid for process in children()}
-    os.environ["RAY_TMPDIR"] = str(folder)
     if daemons.address.startswith("127."):
         # Ray turns a given 127.0.0.1 into the outer address; this switch makes it stay on the loopback.
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
-    try:
-        with log.open("wb") as file:
-            process = subprocess.Popen(
-                ["sh", "-c", DEAF, "sh", *daemons.command()],
-                stdin=subprocess.DEVNULL,
-                stdout=file,
-                stderr=subprocess.STDOUT,
-            )
-        yield Running(process, log)
-    finally:
-        with undisturbed():
-            started = [child for child in children() if child.pid not in before]
-            for child in started:
-                with contextlib.suppress(Exception):  # it has ended by itself
-                    child.terminate()
-            end(started, QUICK)
-            shutil.rmtree(folder, ignore_errors=True)
+    with private_folder() as folder:
+        os.environ["RAY_TMPDIR"] = str(folder)
+        log = folder / "ray.txt"
+        try:
+            with log.open("wb") as file:
+                process = subprocess.Popen(
+                    ["sh", "-c", DEAF, "sh", *daemons.command()],
+                    stdin=subprocess.DEVNULL,
+                    stdout=file,
+                    stderr=subprocess.STDOUT,
+                )
+            yield Running(process, log)
+        finally:
+            with undisturbed():
+                started = [child for child in children() if child.pid not in before]
+                for child in started:
+                    with contextlib.suppress(Exception):  # it has ended by itself
+                        child.terminate()
+                end(started, QUICK)
 
 
 def answers(address: str) -> bool:

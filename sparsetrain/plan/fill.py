@@ -13,6 +13,8 @@ import numpy as np
 
 from sparsetrain.config.errors import JobError
 
+LONGEST = 1 << 26  # bytes of a record
+
 
 class Fill(abc.ABC):
     """The union of the choices of some ranks, as a share of all places."""
@@ -81,6 +83,8 @@ def _ratio(ranks: int, chosen: int, drawn: float) -> float:
 def recorded(path: pathlib.Path) -> Recorded:
     """Return the record of `bench supports` in a file. Raises JobError where it is none."""
     try:
+        if path.stat().st_size > LONGEST or not path.is_file():
+            raise ValueError("it is no file, or a huge one")
         tree = json.loads(path.read_text(encoding="utf-8"))
         ranks, counts = int(tree["ranks"]), tuple(int(count) for count in tree["counts"])
     except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:

@@ -129,7 +129,7 @@ MISTAKES = {
     "hosts": (["--hosts", "1"], "at least 2 hosts"),
     "rate": (["--rate", "fast"], "rate 'fast'"),
     "size": (["--size", "10"], "1000 elements"),
-    "infinite": (["--size", "inf"], "infinity"),
+    "infinite": (["--size", "inf"], "inf is no number of elements"),
     "density": (["--density", "1.5"], "density in (0, 1]"),
     "rounds": (["--rounds", "0"], "1 round"),
     "loopback": (["--loopback", "--rate", "1gbit"], "loopback has no rate"),

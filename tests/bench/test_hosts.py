@@ -372,3 +372,20 @@ def test_an_open_host_knows_its_bounds():
         with pytest.raises(RuntimeError, match="already"):
             hosts.__enter__()
         assert isinstance(hosts.counters(0), Counters)
+
+
+@pytest.mark.timeout(60)
+def test_a_rank_ends_with_its_driver_and_removes_what_that_left(tmp_path):
+    """A driver that is killed can end nobody."""
+    folder = tmp_path / "left"
+    folder.mkdir()
+    (folder / "meet").touch()
+    driver = subprocess.Popen(["sleep", "60"])
+    code = "import pathlib, sys, time; from sparsetrain.bench.rank import end_with\n"
+    code += "end_with(int(sys.argv[1]), pathlib.Path(sys.argv[2])); print('there', flush=True); time.sleep(50)"
+    words = [sys.executable, "-c", code, str(driver.pid), str(folder)]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as rank:
+        assert rank.stdout is not None and rank.stdout.readline() == "there\n"
+        driver.kill()
+        driver.wait()
+        assert rank.wait(20) == 1 and not folder.exists()

@@ -78,8 +78,8 @@ def test_the_command_prints_json_and_draws(tmp_path, capsys):
     [
         (["--ranks", "1"], "at least 2 ranks"),
         (["--size", "10"], "1000 elements"),
-        (["--size", "nan"], "NaN"),
-        (["--size", "inf"], "infinity"),
+        (["--size", "nan"], "nan is no number"),
+        (["--size", "inf"], "inf is no number"),
         (["--density", "0"], "density in (0, 1]"),
         (["--rounds", "0"], "at least 1 round"),
         (["--seed", "-1"], "--seed"),

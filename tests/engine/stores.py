@@ -8,6 +8,7 @@ import uuid
 import fsspec
 
 from sparsetrain.engine.checkpoint import name_of, write_text
+from sparsetrain.engine.keeping import ESSENTIAL
 from sparsetrain.engine.local_store import LocalStore
 from sparsetrain.engine.remote_store import RemoteStore
 from sparsetrain.engine.store import Part, Store
@@ -24,12 +25,14 @@ def store_of(kind: str, folder: pathlib.Path) -> Store:
 
 
 def put(store: Store, step: int, ranks: int = 1, text: str = "text") -> dict[str, Part]:
-    """Put one file per rank and return them; the checkpoint is not complete yet."""
+    """Put one file per rank, and of rank 0 what none can do without, and return them; the checkpoint is not complete
+    yet."""
     parts = {}
     for rank in range(ranks):
-        file = f"residual.rank{rank:05d}.safetensors"
-        store.begin(name_of(step), rank, [file])
-        parts[file] = store.put(name_of(step), file, lambda path: write_text(path, text))
+        files = [f"residual.rank{rank:05d}.safetensors", *(ESSENTIAL if rank == 0 else ())]
+        store.begin(name_of(step), rank, files)
+        for file in files:
+            parts[file] = store.put(name_of(step), file, lambda path: write_text(path, text))
     return parts
 
 

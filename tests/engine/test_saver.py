@@ -19,7 +19,7 @@ from sparsetrain.engine.checkpoint import name_of
 from sparsetrain.engine.keeping import problem
 from sparsetrain.engine.local_store import LocalStore
 from sparsetrain.engine.pieces import capture, restore
-from sparsetrain.engine.saver import Saver
+from sparsetrain.engine.saver import Saver, Unsaved
 from sparsetrain.engine.state import build
 from sparsetrain.engine.store import StoreError
 from sparsetrain.engine.trainer import Trainer, train
@@ -127,10 +127,10 @@ def test_an_error_that_nobody_foresaw_is_said_too(tmp_path, monkeypatch):
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A disk of its own of 1 MiB."""
+    """A disk of its own of 2 MiB."""
     disk = tmp_path / "disk"
     disk.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "none", str(disk)], capture_output=True)
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "none", str(disk)], capture_output=True)
     if mounted.returncode:
         pytest.skip(f"cannot mount a tmpfs: {mounted.stderr.decode().strip()}")
     yield disk
@@ -169,6 +169,33 @@ def test_a_full_disk_pauses_checkpoints_and_rows_and_ends_nothing(small_disk):
     again: list[str] = []
     train(job(*options, "train.steps=19"), World(), small_disk / "run", again.append)
     assert "resumed from step_00000018" in again
+
+
+def test_a_run_whose_last_checkpoint_cannot_be_written_is_not_finished(small_disk):
+    """It has failed, and goes on from the checkpoint before once there is room."""
+    options = ("train.steps=9", "checkpoint.every=3", "checkpoint.keep=9", "masks=null")
+    said: list[str] = []
+    trainer = Trainer(build(job(*options), World()), small_disk / "run", said.append)
+    original = trainer._conclude
+
+    def conclude(report):
+        trainer.saver._done_within(20)
+        if trainer.state.step == 8:
+            with (small_disk / "hog").open("wb", buffering=0) as hog:
+                fill(hog)
+        original(report)
+
+    trainer._conclude = conclude
+    with pytest.raises(Unsaved, match="last checkpoint, of step 9, cannot be written"):
+        trainer.run()
+    trainer.close("failed")
+    assert sum(line.startswith("checkpoint of step 9 is not ") and "next one" not in line for line in said) == 2
+    assert trainer.saver.store.complete() == ["step_00000003", "step_00000006"]
+    (small_disk / "hog").unlink()
+    again: list[str] = []
+    result = train(job(*options), World(), small_disk / "run", again.append)
+    assert "resumed from step_00000006" in again and result["steps"] == 9
+    assert trainer.saver.store.complete()[-1] == "step_00000009"
 
 
 def fill(hog) -> None:

@@ -1,3 +1,4 @@
+import json
 import threading
 
 import pytest
@@ -85,6 +86,36 @@ def test_a_mark_that_cannot_be_read_is_damage(store):
     publish(store, 1)
     damage(store, name_of(1), "COMPLETE", b'{"blake2b": [')
     assert problem(store, name_of(1)).startswith("COMPLETE: is damaged (")
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        {"blake2b": {"a\0b": ""}},
+        {"blake2b": {"../job.yaml": ""}},
+        {"blake2b": {}, "time": 10**400},
+        {"blake2b": {}, "time": float("inf")},
+        {"blake2b": {}, "time": float("nan")},
+        {"blake2b": {}, "time": 1e30},
+        {"blake2b": {}, "time": -1},
+    ],
+    ids=str,
+)
+def test_a_mark_with_strange_names_or_times_is_damage(store, told):
+    publish(store, 1)
+    damage(store, name_of(1), "COMPLETE", json.dumps(told).encode())
+    assert problem(store, name_of(1)).startswith("COMPLETE: is damaged (")
+
+
+@pytest.mark.parametrize("lacking", ["state.json", "model.safetensors"])
+def test_one_that_names_too_little_is_damaged_and_does_not_count(store, lacking):
+    for step in (1, 2):
+        publish(store, step)
+    parts = {file: part.digest for file, part in Stored(store, name_of(2)).parts().items() if file != lacking}
+    damage(store, name_of(2), "COMPLETE", json.dumps({"blake2b": parts}).encode())
+    keeper = Keeper(store, 1, 0, lambda line: None)
+    keeper.look()
+    assert keeper.prune() == [] and keeper.damaged == {name_of(2)}
 
 
 def test_damaged_checkpoints_do_not_count_and_stay(store):

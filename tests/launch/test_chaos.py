@@ -23,6 +23,13 @@ def test_an_unknown_fault_is_refused_with_the_near_one(tmp_path, monkeypatch):
         run_chaos("quickstart", (), told, False)
 
 
+def test_faults_are_counted_or_come_at_a_pace(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    told = Plan(seed=0, faults=("kill",), runs=1, count=2, every=1.0, undisturbed=1)
+    with pytest.raises(JobError, match=r"^--count 2: a fault comes every 1 s already; allowed: one of the two"):
+        run_chaos("quickstart", (), told, False)
+
+
 def row(fault, **changes):
     """Return a run that went well, but for the changes."""
     well = {"status": "finished", "seconds": 8, "recovered": [2.0], "sources": ["memory"], "loss": 1.0}

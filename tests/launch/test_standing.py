@@ -123,7 +123,8 @@ def test_a_job_in_a_queue_is_shown_and_cancelled(
     (folder / "launch/job.yaml").write_text("name: one\n")
     (folder / "launch/slurm").write_text("17\n")
     for name, body in {
-        "scontrol": '[ -e ended ] && s=CANCELLED || s=PENDING; printf "JobState=$s ExitCode=0:0\\n   StdOut=%s/17.out\\n" '
+        "scontrol": "[ -e ended ] && s=CANCELLED || s=PENDING; "
+        'printf "JobState=$s ExitCode=0:0\\n   StdOut=%s/17.out\\n" '
         f"'{folder}/launch'",
         "scancel": 'echo "$1" > ended',
     }.items():

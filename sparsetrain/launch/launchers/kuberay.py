@@ -23,6 +23,7 @@ Image = Annotated[str, Field(pattern=r"^[a-z0-9][A-Za-z0-9_.:/@-]*$", max_length
 Quantity = Annotated[str, Field(pattern=r"^[1-9][0-9]*(Ki|Mi|Gi|Ti)?$")]
 Version = Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+){1,2}[a-z0-9.]*$")]
 
+GROUP = 1000  # of the image's user: it may write to a claim, whose root would be root's
 RUNS, JOBS = "/runs", "/etc/sparsetrain"  # where the claim and the job file are in the pods
 LONGEST = 47  # characters of a RayJob's name; KubeRay makes other names of it
 KEPT_S = 600  # seconds for which a finished job's objects can still be looked at
@@ -151,7 +152,8 @@ class KubeRay:
         shm = {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": self.config.shm}}
         kept = {"persistentVolumeClaim": {"claimName": self.config.pvc}} if self.config.pvc else {"emptyDir": {}}
         volumes = [shm, {"name": "runs", **kept}, *volumes]
-        return {"spec": {"restartPolicy": "Never", "containers": [container], "volumes": volumes}}
+        owned = {"securityContext": {"fsGroup": GROUP}}
+        return {"spec": {"restartPolicy": "Never", **owned, "containers": [container], "volumes": volumes}}
 
     def _refuse(self, job: Job) -> None:
         config, cluster = self.config, job.cluster

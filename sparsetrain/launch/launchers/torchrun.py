@@ -59,5 +59,5 @@ def _resolved(endpoint: str, request: Request) -> None:
     host, _, port = endpoint.rpartition(":")
     try:
         socket.getaddrinfo(re.sub(r"[\[\]]", "", host), int(port))
-    except (OSError, OverflowError) as error:
+    except (OSError, OverflowError, UnicodeError) as error:
         request.doubt(f"cluster.launcher.endpoint: {endpoint}: {error}")
