@@ -118,8 +118,10 @@ def show_plan(job: Job, options: Options) -> int:
 def report_runs(names: tuple[str, ...], out: str | None) -> None:
     """Print the comparison of runs and write their report."""
     folders = [find_folder(name) for name in names]
-    print(table(folders))
     target = pathlib.Path(out) if out else folders[-1] / "report"
+    if target.exists() and not target.is_dir():
+        raise JobError(f"--out: {target} is no folder; allowed: one, or a name that is free")
+    print(table(folders))
     try:
         print(f"report: {write_report(folders, target)}")
     except OSError as error:

@@ -92,6 +92,34 @@ def test_the_client_writes_rows_tables_histograms_pictures_and_alerts_and_a_seco
     assert pictures and pictures[0].read_bytes()[:4] == b"\x89PNG"
 
 
+@pytest.mark.timeout(150)
+def test_segments_are_synced_in_their_order_into_one_run(tmp_path):
+    """By the client's own `wandb sync`, as docs/tracking.md has it, to a server that notes what comes."""
+    folder = tmp_path / "run"
+    for first in (0, 20):
+        loop(folder, "offline", (first, 20, 0.01, 20))
+    identity = json.loads((folder / "wandb.json").read_text())["id"]
+    kept = {key: value for key, value in os.environ.items() if not key.startswith("WANDB_")}
+    home = {"HOME": str(tmp_path), "WANDB_CACHE_DIR": str(tmp_path), "WANDB_CONFIG_DIR": str(tmp_path)}
+    with serving("works") as server:
+        reached = {"WANDB_BASE_URL": f"http://127.0.0.1:{server.server_address[1]}", "WANDB_API_KEY": KEY}
+        words = [sys.executable, "-m", "wandb", "sync", *map(str, sorted(folder.glob("wandb/offline-run-*")))]
+        done = subprocess.run(
+            words, env={**kept, **home, **reached}, capture_output=True, text=True, timeout=100, check=False
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        streams = [(path, json.loads(body)) for path, body in server.seen if path.endswith("/file_stream")]
+    assert streams and {path.split("/")[-2] for path, _ in streams} == {identity}
+    lines = [json.loads(line) for _, tree in streams for line in sent(tree)]
+    steps = [row["train/step"] for row in lines if "train/loss" in row]
+    assert steps == list(range(1, 41))
+
+
+def sent(tree: dict) -> list[str]:
+    """The lines of the history in one message of the client."""
+    return tree.get("files", {}).get("wandb-history.jsonl", {}).get("content", [])
+
+
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize(
     "mood",
