@@ -27,7 +27,8 @@ LOOP = """
 
     folder, mode, first, rows, pause, patience = pathlib.Path(sys.argv[1]), sys.argv[2], *map(float, sys.argv[3:])
     said = []
-    sink = WandbSink(Wandb(mode=mode), folder, "a.run", lambda: {"seed": 3}, said.append, patience=patience)
+    settings = Wandb(mode=mode, artifacts=tuple(json.loads(os.environ.get("ARTIFACTS", "[]"))))
+    sink = WandbSink(settings, folder, "a.run", lambda: {"seed": 3}, said.append, patience=patience)
     rowfile = JsonlSink(JsonlSink.Config(), folder / "metrics.jsonl", int(first))
     tracker = Tracker({"metrics.jsonl": lambda: rowfile, "W&B": lambda: sink}, said.append)
     began = time.perf_counter()
@@ -90,6 +91,26 @@ def test_the_client_writes_rows_tables_histograms_pictures_and_alerts_and_a_seco
     assert json.loads(tables[0].read_text())["columns"] == ["name", "shape", "parameters", "density"]
     pictures = list(folder.glob("wandb/offline-run-*/files/media/images/masks/*.png"))
     assert pictures and pictures[0].read_bytes()[:4] == b"\x89PNG"
+
+
+@pytest.mark.timeout(120)
+def test_model_and_masks_of_the_newest_complete_checkpoint_go_along(tmp_path):
+    folder = tmp_path / "run"
+    for step, complete in ((10, True), (20, True), (30, False)):
+        saved = folder / f"checkpoints/step_{step:08d}"
+        saved.mkdir(parents=True)
+        for name in ("model", "masks"):
+            (saved / f"{name}.safetensors").write_bytes(b"x" * step)
+        if complete:
+            (saved / "COMPLETE").touch()
+    told = loop(folder, "offline", (0, 5, 0.01, 20), ARTIFACTS='["model", "masks"]')
+    assert told["said"] == []
+    kept = [record for path in segments(folder) for record in records(path)]
+    found = {each.artifact.type: each.artifact for each in kept if each.WhichOneof("record_type") == "artifact"}
+    assert set(found) == {"model", "masks"}
+    for name, artifact in found.items():
+        (entry,) = artifact.manifest.contents
+        assert entry.path == f"{name}.safetensors" and entry.size == 20
 
 
 @pytest.mark.timeout(150)
