@@ -11,8 +11,8 @@ import socket
 import time
 
 from sparsetrain.config.errors import JobError
-from sparsetrain.launch import slurm_job
-from sparsetrain.launch.standing import Standing, launched, standing
+from sparsetrain.launch import elsewhere, slurm_job
+from sparsetrain.launch.standing import LAUNCH, Standing, launched, standing
 from sparsetrain.worker import existing, record
 
 LOOK = 0.5  # seconds
@@ -26,10 +26,13 @@ def cancel_run(name: str, patience: float) -> int:
     """
     folder = launched(name)
     found = standing(folder)
-    if not found.live:
+    if not found.live and found.state != "elsewhere":
         print(f"{found.name}: is not running ({found.state})")
         return 0
-    if found.job:
+    if other := elsewhere.handed(folder / LAUNCH) if found.handed else None:
+        other.end()
+        who = found.handed
+    elif found.job:
         slurm_job.cancel(found.job)
         who = f"slurm job {found.job}"
     else:
@@ -42,7 +45,8 @@ def cancel_run(name: str, patience: float) -> int:
         time.sleep(LOOK)
     if now.state == "lost" and existing.status(folder).get("status") == "running":  # ended before it could say so
         record.end(folder, "interrupted", "cancelled")
-    print(f"{found.name}: {who} has ended; `sparsetrain resume {folder}` continues it")
+    again = "launching it again" if found.handed else f"`sparsetrain resume {folder}`"
+    print(f"{found.name}: {who} has ended; {again} continues it")
     return 0
 
 

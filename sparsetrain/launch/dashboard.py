@@ -35,8 +35,12 @@ class Dashboard:
         found = self._get(f"/api/jobs/{name}", missing={})
         return str(found.get("status", "")) if isinstance(found, dict) else ""
 
-    def _get(self, path: str, missing: Any = None) -> Any:
-        request = urllib.request.Request(self.address + path, headers=self.headers)
+    def stop(self, name: str) -> None:
+        """Let the job that was submitted as `name` end. Raises JobError."""
+        self._get(f"/api/jobs/{name}/stop", method="POST")
+
+    def _get(self, path: str, missing: Any = None, method: str = "GET") -> Any:
+        request = urllib.request.Request(self.address + path, headers=self.headers, method=method)
         try:
             with urllib.request.urlopen(request, timeout=ANSWER_S) as answer:
                 return json.loads(answer.read(LARGEST))

@@ -32,17 +32,30 @@ def status(kubectl: str, name: str, namespace: str) -> tuple[str, str] | None:
     """Return (jobDeploymentStatus, jobStatus), None where there is no such RayJob. Raises JobError."""
     words = (kubectl, "get", "rayjobs.ray.io", name, "-n", namespace, "--ignore-not-found", "-o", "json")
     try:
-        done = subprocess.run(words, capture_output=True, text=True, timeout=ANSWER_S, check=False)
-        found = json.loads(done.stdout) if done.stdout.strip() else {}
-    except (OSError, ValueError, subprocess.TimeoutExpired) as error:
+        said = _call(*words)
+        found = json.loads(said) if said.strip() else {}
+    except ValueError as error:
         raise JobError(f"cluster.launcher: {pathlib.Path(kubectl).name}: {error}") from None
-    if done.returncode:
-        lines = done.stderr.strip().splitlines() or ["no reason given"]
-        raise JobError(f"cluster.launcher: kubectl refuses: {lines[-1][:300]}")
     if not found:
         return None
     told = found.get("status") or {}
     return str(told.get("jobDeploymentStatus", "")), str(told.get("jobStatus", ""))
+
+
+def remove(kubectl: str, name: str, namespace: str) -> None:
+    """Let Kubernetes remove a RayJob and all that belongs to it. Raises JobError."""
+    _call(kubectl, "delete", "rayjobs.ray.io", name, "-n", namespace, "--ignore-not-found", "--wait=false")
+
+
+def _call(*words: str) -> str:
+    try:
+        done = subprocess.run(words, capture_output=True, text=True, timeout=ANSWER_S, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise JobError(f"cluster.launcher: {pathlib.Path(words[0]).name}: {error}") from None
+    if done.returncode:
+        lines = done.stderr.strip().splitlines() or ["no reason given"]
+        raise JobError(f"cluster.launcher: kubectl refuses: {lines[-1][:300]}")
+    return done.stdout
 
 
 def follow(kubectl: str, name: str, namespace: str, as_json: bool) -> int:

@@ -13,6 +13,7 @@ from sparsetrain.config.files import write_whole
 from sparsetrain.config.job import Job
 from sparsetrain.config.load import to_yaml
 from sparsetrain.launch.attached import attached
+from sparsetrain.launch.elsewhere import note
 from sparsetrain.launch.launchers.remote import for_ranks
 from sparsetrain.launch.launchers.request import Request
 from sparsetrain.launch.plan import LaunchPlan, page
@@ -54,6 +55,8 @@ def launch_job(job: Job, dry: bool, as_json: bool, wait: bool) -> int:
     if hasattr(launcher, "ready"):
         plan = launcher.ready(plan)
     _write(plan, job, folder / FOLDER)
+    if not here:
+        note(folder / FOLDER, job, plan)
     print(plan.line(), file=sys.stderr if as_json else sys.stdout, flush=True)
     if plan.launcher == "slurm":
         return _queued(plan, folder / FOLDER, as_json, wait)

@@ -38,7 +38,8 @@ class File:
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LaunchPlan:
     """How a run is started. `cpus` and `gpus` are per worker; `address` is None for a cluster of our own; `nodes` is
-    None where the cluster decides; `command` is empty where this process starts the workers itself, and the ones in
+    None where the cluster decides; `given` is the name that a cluster elsewhere knows the run by, where that is another
+    one; `command` is empty where this process starts the workers itself, and the ones in
     `first` have to have ended well before it."""
 
     name: str
@@ -53,6 +54,7 @@ class LaunchPlan:
     first: tuple[tuple[str, ...], ...] = ()
     command: tuple[str, ...] = ()
     files: tuple[File, ...] = ()
+    given: str | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Return what launch.json holds."""

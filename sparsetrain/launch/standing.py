@@ -9,7 +9,7 @@ import time
 from typing import Any
 
 from sparsetrain.config.errors import JobError
-from sparsetrain.launch import slurm_job
+from sparsetrain.launch import elsewhere, slurm_job
 from sparsetrain.launch.run import find_folder
 from sparsetrain.track.console import clean, format_row
 from sparsetrain.track.jsonl import tail
@@ -22,7 +22,8 @@ MOST = 10**15  # steps of a run
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Standing:
     """`state`: pending (in Slurm's queue), running, lost (it ended without a word), finished, failed, interrupted.
-    `job`: the number of the Slurm job that has not ended; `holder`: the process that trains; `hosts`: of its ranks."""
+    `job`: the number of the Slurm job that has not ended; `holder`: the process that trains; `hosts`: of its ranks;
+    `handed`: who has it where that is a cluster whose folders are not here, `elsewhere` where that cannot be asked."""
 
     name: str
     folder: str
@@ -34,6 +35,7 @@ class Standing:
     job: str | None = None
     holder: str | None = None
     hosts: tuple[str, ...] = ()
+    handed: str | None = None
 
     @property
     def live(self) -> bool:
@@ -50,6 +52,8 @@ class Standing:
             lines.append(f"  step {int(last['train/step'])}{of}, written {self.seconds_ago or 0:.0f} s ago")
         if self.job:
             lines.append(f"  slurm job {self.job}; output {self.folder}/{LAUNCH}/{self.job}.out")
+        if self.handed:
+            lines.append(f"  {self.handed}; its folder is there")
         if self.live and self.holder:
             lines.append(f"  {self.holder}" + (f"; ranks on {', '.join(self.hosts)}" if self.hosts else ""))
         return "\n".join(clean(line) for line in [*lines, f"  {self.folder}"])
@@ -72,12 +76,15 @@ def launched(name: str) -> pathlib.Path:
 
 def standing(folder: pathlib.Path) -> Standing:
     """Return how the run in this folder stands."""
+    other: elsewhere.Handed | None = None
     told, number, holder = existing.status(folder), slurm_job.pending(folder / LAUNCH), record.holder(folder)
     state = str(told.get("status", "lost"))
     if holder:
         state = "running"
     elif number:
         state = "pending" if slurm_job.status(number)[0] != "RUNNING" else "running"
+    elif not told and (other := elsewhere.handed(folder / LAUNCH)):
+        state = other.state()
     elif state == "running":
         state = "lost"
     metrics = folder / "metrics.jsonl"
@@ -86,17 +93,20 @@ def standing(folder: pathlib.Path) -> Standing:
         name=folder.name,
         folder=str(folder),
         state=state,
-        cause=_cause(told, state),
+        cause=_cause(told, state, other),
         steps=_steps(folder),
         row=rows[-1] if rows else None,
         seconds_ago=time.time() - metrics.stat().st_mtime if rows else None,
         job=number or None,
         holder=holder,
         hosts=_hosts(folder),
+        handed=other.line() if other else None,
     )
 
 
-def _cause(told: dict[str, Any], state: str) -> str | None:
+def _cause(told: dict[str, Any], state: str, other: elsewhere.Handed | None) -> str | None:
+    if state == "lost" and other:
+        return "nobody there knows it"
     if state == "lost":
         return "its processes are gone, or cannot be seen from here" if told else "it was never started"
     cause = told.get("cause") if state in ("failed", "interrupted") else None

@@ -18,8 +18,10 @@ from sparsetrain.cli import cli
 from sparsetrain.config.errors import JobError
 from sparsetrain.config.load import load_job, parse
 from sparsetrain.launch import kube_job
+from sparsetrain.launch.cancel import cancel_run
 from sparsetrain.launch.launch import plan_of
 from sparsetrain.launch.plan import LaunchPlan
+from sparsetrain.launch.standing import standing
 
 KEPT = REPOSITORY / "cluster_configs/kuberay/rayjob.yaml"
 SCHEMA = REPOSITORY / "shared/kuberay/rayjob.schema.json"
@@ -127,6 +129,7 @@ case "$1" in
 get) head -n 1 states; [ "$(wc -l < states)" -gt 1 ] && sed -i 1d states; exit 0;;
 apply) %s;;
 logs) echo "$@" > logged;;
+delete) echo "$@" > deleted;;
 esac
 """
     (folder / "kubectl").write_text(body % apply)
@@ -166,6 +169,17 @@ def test_a_job_is_applied_and_followed_to_its_end(bare: pathlib.Path, last: str,
         f"kuberay: {ended['jobDeploymentStatus'].lower()}",
     ]
     assert (bare / "logged").read_text() == "logs --follow job/quickstart -n default\n"
+
+
+def test_what_was_applied_is_shown_and_removed(bare: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+    running = {"kind": "RayJob", "status": {"jobDeploymentStatus": "Running", "jobStatus": "RUNNING"}}
+    put_kubectl(bare, [None])
+    assert launch().exit_code == 0
+    put_kubectl(bare, [{"kind": "RayJob"}, running, running, None])
+    assert [standing(bare / "runs/quickstart").state for _ in range(2)] == ["pending", "running"]
+    assert cancel_run("quickstart", 5.0) == 0
+    assert capsys.readouterr().out == "quickstart: kuberay job quickstart has ended; launching it again continues it\n"
+    assert (bare / "deleted").read_text().startswith("delete rayjobs.ray.io quickstart -n default")
 
 
 def test_what_is_not_applied_is_not_followed(bare: pathlib.Path) -> None:

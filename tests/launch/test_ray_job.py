@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -21,10 +22,14 @@ from commands import REPOSITORY, Desk
 
 from sparsetrain.cli import cli
 from sparsetrain.config.errors import JobError
-from sparsetrain.config.load import parse
+from sparsetrain.config.load import parse, to_yaml
+from sparsetrain.launch.cancel import cancel_run
+from sparsetrain.launch.elsewhere import handed, note
 from sparsetrain.launch.launch import plan_of
 from sparsetrain.launch.launchers.ray_job import RayJob
+from sparsetrain.launch.launchers.remote import for_ranks
 from sparsetrain.launch.plan import LaunchPlan
+from sparsetrain.launch.standing import show_standing, standing
 
 TOKEN = "made-up-for-this-test"
 SHOWN = "http://head:8265"
@@ -63,6 +68,12 @@ class Head(http.server.BaseHTTPRequestHandler):
             return self._answer(200, {"version": "4", "ray_version": "2.60.0"})
         name = self.path.removeprefix("/api/jobs/")
         return self._answer(200, {"status": self.jobs[name]}) if name in self.jobs else self._answer(404, {})
+
+    def do_POST(self) -> None:
+        name = self.path.removeprefix("/api/jobs/").removesuffix("/stop")
+        if self.headers["Authorization"] == f"Bearer {TOKEN}" and self.jobs.get(name) == "RUNNING":
+            self.jobs[name] = "STOPPED"
+        self._answer(200, {"stopped": True})
 
     def _answer(self, code: int, tree: Any) -> None:
         self.send_response(code)
@@ -189,6 +200,33 @@ def test_the_exit_code_is_that_of_how_the_job_ended(
     assert RayJob(RayJob.Config(address=address)).follow(plan(wait=True), as_json=False) == code
 
 
+def test_what_was_submitted_is_shown_and_ended(head: Any, tmp_path, monkeypatch, capsys) -> None:
+    address, jobs = head
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("RAY_AUTH_TOKEN", TOKEN)
+    job = parse({"name": "far", "cluster": {"launcher": {"name": "ray_job", "address": address}}})
+    folder = tmp_path / "runs/far/launch"
+    folder.mkdir(parents=True)
+    (folder / "job.yaml").write_text(to_yaml(for_ranks(job)))
+    note(folder, job, LaunchPlan(name="far", launcher="ray_job", workers=2, cpus=1, gpus=0, given="far-2"))
+    assert TOKEN not in (folder / "elsewhere.json").read_text()
+    assert standing(folder.parent).state == "lost" and standing(folder.parent).cause == "nobody there knows it"
+    jobs["far-2"] = "RUNNING"
+    show_standing("far", False)
+    assert "far: running" in (out := capsys.readouterr().out) and "ray_job job far-2; its folder is there" in out
+    assert cancel_run("far", 5.0) == 0 and jobs["far-2"] == "STOPPED"
+    assert capsys.readouterr().out == "far: ray_job job far-2 has ended; launching it again continues it\n"
+    assert standing(folder.parent).state == "interrupted"
+
+
+@pytest.mark.parametrize(
+    "tree", [{}, [], {"name": "a", "launcher": "none"}, {"name": "--x", "launcher": "slurm"}, {"name": 3}], ids=str
+)
+def test_a_note_that_is_none_says_nothing(tmp_path, tree: Any) -> None:
+    (tmp_path / "elsewhere.json").write_text(json.dumps(tree))
+    assert handed(tmp_path) is None
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(500)
 @pytest.mark.skipif(bool(ray_heads.missing()), reason=ray_heads.missing() or "there")
@@ -215,6 +253,18 @@ def test_a_head_with_a_token_trains_what_is_submitted(tmp_path: pathlib.Path) ->
         assert json.loads((tmp_path / "home/runs/copied/run.json").read_text())["status"] == "finished"
         failed = submit("--wait", "name=failing", "model.name=slowly:Boom")
         assert failed.returncode == 1 and "ValueError: boom in step 3" in failed.stdout
+        assert submit("name=long", "model.name=slowly:Slow", "train.steps=1000").returncode == 0
+
+        def verb(*words: str) -> str:
+            command = [sys.executable, "-m", "sparsetrain", *words]
+            return subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=100).stdout
+
+        until = time.monotonic() + 100
+        while "long: running" not in (said := verb("status", "long")) and time.monotonic() < until:
+            time.sleep(1)
+        assert "long: running" in said and "ray_job job long; its folder is there" in said
+        assert "has ended; launching it again continues it" in verb("cancel", "long")
+        assert "long: interrupted" in verb("status", "long")
         token = env["RAY_AUTH_TOKEN"].encode()
         written = [path for path in tmp_path.rglob("*") if path.is_file() and token in path.read_bytes()]
         assert written == []

@@ -6,6 +6,7 @@ import dataclasses
 import importlib.metadata
 import math
 import re
+import shutil
 from typing import Annotated, Any
 
 from pydantic import Field
@@ -79,6 +80,25 @@ class KubeRay:
     def follow(self, plan: LaunchPlan, as_json: bool) -> int:
         """Show what the job prints until it ends, and return the exit code: 0, or 1 where it has failed."""
         return kube_job.follow(plan.command[0], plan.name, self.config.namespace, as_json)
+
+    def state(self, name: str) -> str:
+        """Return how a RayJob of this name stands; see elsewhere.Handed. Raises JobError where nobody answers."""
+        found = kube_job.status(self._kubectl(), name, self.config.namespace)
+        if found is None:
+            return "lost"
+        if found[0] in kube_job.ENDED:
+            return "finished" if found[1] == "SUCCEEDED" else "failed"
+        return "running" if found[0] == "Running" else "pending"
+
+    def end(self, name: str) -> None:
+        """Remove a RayJob of this name, with its pods. Raises JobError where nobody answers."""
+        kube_job.remove(self._kubectl(), name, self.config.namespace)
+
+    def _kubectl(self) -> str:
+        found = shutil.which("kubectl")
+        if found is None:
+            raise JobError("cluster.launcher: kubectl is not installed here")
+        return found
 
     def config_map(self, job: Job) -> dict[str, Any]:
         """Return the manifest that holds the job file."""

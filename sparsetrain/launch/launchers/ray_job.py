@@ -24,6 +24,13 @@ Pattern = Annotated[str, Field(pattern=r"^[^\n]+$", max_length=200)]
 INSTALL = 'pip install "sparsetrain[submit]" brings it'
 EXCLUDES = (".git", ".venv", "/runs", "/wandb")  # what makes a working folder too large for Ray, 500 MiB at most
 ANSWER_S = 60.0
+STATES = {
+    "PENDING": "pending",
+    "RUNNING": "running",
+    "SUCCEEDED": "finished",
+    "FAILED": "failed",
+    "STOPPED": "interrupted",
+}
 ID = "--submission-id"
 SCRIPT = 'job=$(mktemp -d)/job.yaml && printf "%s" "${variable}" > "$job" && exec {run}'
 
@@ -94,7 +101,7 @@ class RayJob:
         if os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH"):
             os.environ.setdefault("RAY_AUTH_MODE", "token")  # Ray's client would not send it
         place = plan.command.index(ID) + 1
-        return dataclasses.replace(plan, command=(*plan.command[:place], name, *plan.command[place + 1 :]))
+        return dataclasses.replace(plan, given=name, command=(*plan.command[:place], name, *plan.command[place + 1 :]))
 
     def follow(self, plan: LaunchPlan, as_json: bool) -> int:
         """Return the exit code of a job whose output was shown to the end: Ray gives 0 for one that was stopped, too.
@@ -102,6 +109,14 @@ class RayJob:
         head = Dashboard(str(self.config.address), os.environ)
         state = head.state(plan.command[plan.command.index(ID) + 1])
         return {"SUCCEEDED": 0, "STOPPED": STOPPED}.get(state, FAILED)
+
+    def state(self, name: str) -> str:
+        """Return how a job of this name stands; see elsewhere.Handed. Raises JobError where nobody answers."""
+        return STATES.get(Dashboard(str(self.config.address), os.environ).state(name), "lost")
+
+    def end(self, name: str) -> None:
+        """Let a job of this name end. Raises JobError where the head does not answer."""
+        Dashboard(str(self.config.address), os.environ).stop(name)
 
 
 def refuse_bare(ray: str) -> None:
