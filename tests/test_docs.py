@@ -30,6 +30,7 @@ def block(language: str) -> str:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(120)
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_the_classes_of_the_page_train(tmp_path):

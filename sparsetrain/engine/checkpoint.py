@@ -220,8 +220,7 @@ def load_model(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor], source:
     for name, tensor in tensors.items():
         if name not in own:
             raise CheckpointError(f"{source}: tensor {name} is not in the model")
-        if tensor.shape != own[name].shape:
-            raise CheckpointError(f"{source}: {name} is {tuple(tensor.shape)}, the model's is {tuple(own[name].shape)}")
+        fitting(f"{source}: {name}", tensor, own[name])
     with torch.no_grad():
         for name, tensor in tensors.items():
             own[name].copy_(tensor)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import pathlib
 import shutil
 import signal
@@ -17,13 +18,33 @@ MARK = "export.json"
 
 
 def check_target(target: pathlib.Path) -> None:
-    """Raise JobError where the folder holds something that is no export."""
+    """Raise JobError where the folder holds anything that no export has put there."""
     try:
-        taken = target.exists() and not (target / MARK).is_file()
-        if taken and not (target.is_dir() and not any(target.iterdir())):
-            raise JobError(f"--out: {target} is there and is no export; name another folder")
+        if not target.exists():
+            return
+        found = files(target) if target.is_dir() else ["it"]
+        strange = sorted(set(found) - _listed(target / MARK)) if found else []
     except OSError as error:
         raise JobError(f"--out: cannot read {target}: {error.strerror or error}") from error
+    if strange:
+        raise JobError(f"--out: {target} is there and is no export ({strange[0]} is of none); name another folder")
+
+
+def files(folder: pathlib.Path) -> list[str]:
+    """Return all that lies in a folder but empty folders and what Python compiles, by relative path."""
+    return sorted(
+        str(path.relative_to(folder))
+        for path in folder.rglob("*")
+        if "__pycache__" not in path.parts and (path.is_symlink() or not path.is_dir())
+    )
+
+
+def _listed(mark: pathlib.Path) -> set[str]:
+    try:
+        told = json.loads(mark.read_text(encoding="utf-8")) if mark.is_file() else {}
+        return {str(name) for name in told["files"]}
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return set()
 
 
 @contextlib.contextmanager

@@ -20,11 +20,12 @@ from sparsetrain.config.errors import JobError
 from sparsetrain.export import load
 from sparsetrain.export.card import card, facts, machine
 from sparsetrain.export.check import Differs, alone, compare, verdict
-from sparsetrain.export.folder import MARK, check_target, made
+from sparsetrain.export.folder import MARK, check_target, files, made
 from sparsetrain.export.format import Format, Unfit
 from sparsetrain.export.latency import medians
 from sparsetrain.export.table import DENSE, Row, as_text, cells
 from sparsetrain.export.trained import Trained, load_trained
+from sparsetrain.track.console import clean
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,7 +42,9 @@ class Options:
 def export_run(run: str, options: Options) -> None:
     """Export a run (a name or a folder), and print what came of it. Raises JobError."""
     formats = _formats(options.formats)
-    trained = load_trained(run, options.step, lambda line: print(line, file=sys.stderr))
+    if options.out == "":
+        raise JobError("--out: is empty; name a folder")
+    trained = load_trained(run, options.step, lambda line: print(clean(line), file=sys.stderr))
     target = pathlib.Path(options.out).absolute() if options.out else trained.folder / "export"
     check_target(target)
     refused = {name: why for name, each in formats.items() if (why := _unfit(each, trained))}
@@ -62,13 +65,14 @@ def export_run(run: str, options: Options) -> None:
             "formats": [dataclasses.asdict(row) for row in rows],
             "refused": refused,
         }
-        text = json.dumps(document, indent=1, default=str)  # what data tells of itself may be anything
-        (folder / MARK).write_text(f"{text}\n", encoding="utf-8")
         (folder / "README.md").write_text(card(trained, told, rows, refused, where), encoding="utf-8")
+        # By this list the next export knows what it may replace. What data tells of itself may be anything.
+        text = json.dumps({**document, "files": [*files(folder), MARK]}, indent=1, default=str)
+        (folder / MARK).write_text(f"{text}\n", encoding="utf-8")
     if options.as_json:
         print(json.dumps({"folder": str(target), **document}, indent=2, default=str))
         return
-    print(f"{trained.job.name}, {trained.checkpoint}: {trained.masks.sparsity():.2%} sparse, in {target}\n")
+    print(clean(f"{trained.job.name}, {trained.checkpoint}: {trained.masks.sparsity():.2%} sparse, in {target}") + "\n")
     print(as_text(cells(rows, trained.bound_bytes)))
     print(f"\nbound: {trained.bound_bytes:.0f} bytes of active values and mask entropy; latency: {where}")
     _print_refused(refused)

@@ -7,6 +7,8 @@ import contextlib
 import logging
 import math
 import os
+import pathlib
+import re
 import secrets
 import socket
 import threading
@@ -90,6 +92,7 @@ def connected(address: str) -> Generator[None]:
     """Be connected to the cluster at `address`, with the token in RAY_AUTH_TOKEN if it wants one."""
     refuse_silent(address)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    refuse_strange(os.environ.get("RAY_AUTH_TOKEN"), os.environ.get("RAY_AUTH_TOKEN_PATH"))
     if os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH"):
         os.environ.setdefault("RAY_AUTH_MODE", "token")
     import ray
@@ -134,8 +137,25 @@ def secure(environment: Any) -> None:
     environment.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     # Ray turns a given 127.0.0.1 into the outer address; this switch makes it stay on the loopback.
     environment.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
-    if environment.setdefault("RAY_AUTH_MODE", "token") == "token" and not environment.get("RAY_AUTH_TOKEN_PATH"):
-        environment.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    environment["RAY_AUTH_MODE"] = environment.get("RAY_AUTH_MODE") or "token"
+    token, path = environment.get("RAY_AUTH_TOKEN"), environment.get("RAY_AUTH_TOKEN_PATH")
+    # An empty one would make Ray leave one of its own in the home folder.
+    if environment["RAY_AUTH_MODE"] == "token" and not path and not token:
+        environment["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+    refuse_strange(token, path)
+
+
+def refuse_strange(token: str | None, path: str | None) -> None:
+    """Raise JobError for a token that Ray could not send, which would end this process, or a file that holds none."""
+    name = "RAY_AUTH_TOKEN"
+    if not token and path:
+        name = "RAY_AUTH_TOKEN_PATH"
+        try:
+            token = pathlib.Path(path).read_text(encoding="utf-8").strip() or "\0"
+        except (OSError, ValueError) as error:
+            raise JobError(f"{name}: {path} cannot be read: {error}") from None
+    if token and not re.fullmatch(r"[!-~]+", token):
+        raise JobError(f"{name}: holds no token; allowed: printable characters of ASCII without blanks")
 
 
 @contextlib.contextmanager

@@ -13,6 +13,7 @@ from sparsetrain.cli import main
 SMALL = {"layers": 1, "width": 64, "context": 16, "batch": 1, "steps": 2, "rounds": 2}
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(110)
 def test_a_cell_on_loopback():
     plan = Plan(**SMALL, sparsity=0.9)

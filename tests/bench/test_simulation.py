@@ -11,6 +11,7 @@ from sparsetrain.bench.simulation import NAMES, errors
 from sparsetrain.cli import cli
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(120)
 def test_every_collective_is_measured_and_simulated():
     words = ["bench", "simulation", "--loopback", "--hosts", "2", "--size", "1e5", "--rounds", "2", "--json"]

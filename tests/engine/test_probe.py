@@ -119,6 +119,7 @@ def least(method: str, compression: float, **options) -> int:
 COMPRESSIONS = (10, 100, 300, 800)
 
 
+@pytest.mark.slow
 def test_synflow_in_rounds_collapses_no_layer_up_to_the_greatest_compression():
     assert [least("synflow", each) for each in COMPRESSIONS] == [85, 5, 3, 1]
 

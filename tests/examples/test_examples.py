@@ -35,6 +35,7 @@ def test_every_example_is_run_by_a_test():
     assert len(files) >= 8 and all(name.partition(".")[0] in text for name in files)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("name", ["own_loop.py", "ddp_hook.py"])
 def test_loops_learn_on_two_ranks(desk: Desk, name: str):
@@ -44,6 +45,7 @@ def test_loops_learn_on_two_ranks(desk: Desk, name: str):
     assert len(losses) == 2 and all(loss < 0.95 for loss in losses), out
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(180)
 def test_a_model_and_data_of_ones_own(desk: Desk):
     assert (EXAMPLES / "own_model.py").exists()

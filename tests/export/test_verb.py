@@ -102,7 +102,7 @@ def files(folder: pathlib.Path) -> list[str]:
     ("run", "fitting"),
     [
         ("mlp", {"safetensors", "compressed", "csr"}),
-        ("cnn", {"safetensors", "compressed", "csr", "shrunk"}),
+        pytest.param("cnn", {"safetensors", "compressed", "csr", "shrunk"}, marks=pytest.mark.slow),
         pytest.param("gpt", {"safetensors", "compressed", "csr"}, marks=pytest.mark.slow),
     ],
 )
@@ -233,6 +233,19 @@ def test_mistakes_are_one_line(here, capsys):
     shutil.rmtree(here / "runs/mlp/checkpoints")
     assert "no complete checkpoint" in refused(capsys, "mlp")
     assert (here / "taken/mine").read_text() == "keep"
+    assert refused(capsys, "mlp", "--out", "") == "--out: is empty; name a folder\n"
+
+
+def test_what_no_export_has_put_there_is_never_removed(here, capsys, quick):
+    (here / "other").mkdir()
+    (here / "other/export.json").write_text("{}")
+    (here / "other/precious").write_text("keep")
+    assert "other is there and is no export (export.json is of none)" in refused(capsys, "mlp", "--out", "other")
+    assert (here / "other/precious").read_text() == "keep"
+    assert call(capsys, "mlp", "--format", "safetensors", "--out", "mine")[0] == 0
+    (here / "mine/safetensors/notes.txt").write_text("keep")
+    assert "(safetensors/notes.txt is of none)" in refused(capsys, "mlp", "--format", "csr", "--out", "mine")
+    assert (here / "mine/safetensors/notes.txt").read_text() == "keep"
 
 
 def test_a_full_disk_leaves_the_last_export_as_it_was(here, capsys, quick):

@@ -37,6 +37,22 @@ def test_an_own_cluster_gets_a_fresh_token_and_keeps_a_given_one() -> None:
     given = {"RAY_AUTH_TOKEN": "given"}
     secure(given)
     assert given["RAY_AUTH_TOKEN"] == "given"
+    empty = {"RAY_AUTH_TOKEN": "", "RAY_AUTH_MODE": ""}
+    secure(empty)
+    assert empty["RAY_AUTH_MODE"] == "token" and len(empty["RAY_AUTH_TOKEN"]) == 64
+
+
+def test_a_token_that_ray_cannot_send_and_a_file_without_one_are_refused(tmp_path) -> None:
+    (tmp_path / "token").write_text("\n")
+    for variables, said in (
+        ({"RAY_AUTH_TOKEN": "bad\ntoken x"}, "RAY_AUTH_TOKEN: holds no token"),
+        ({"RAY_AUTH_TOKEN_PATH": str(tmp_path / "none")}, "RAY_AUTH_TOKEN_PATH: .*none cannot be read"),
+        ({"RAY_AUTH_TOKEN_PATH": str(tmp_path / "token")}, "RAY_AUTH_TOKEN_PATH: holds no token"),
+    ):
+        with pytest.raises(JobError, match=said):
+            secure(dict(variables))
+    (tmp_path / "token").write_text("abc\n")
+    secure({"RAY_AUTH_TOKEN_PATH": str(tmp_path / "token")})
 
 
 def test_the_plan_holds_names_of_variables_but_no_values() -> None:
