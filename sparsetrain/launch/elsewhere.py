@@ -35,7 +35,7 @@ class Handed:
     def end(self) -> None:
         """Tell the cluster to end it. Raises JobError where that cannot be told from here."""
         if not hasattr(self.launcher, "end"):
-            raise JobError(f"{self.name}: goes on by {self.kind} in a cluster of its own; end it there")
+            raise JobError(f"{self.name}: {self.kind} has it in a cluster that cannot be told from here; end it there")
         self.launcher.end(self.name)
 
     def line(self) -> str:

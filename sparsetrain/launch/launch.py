@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pathlib
@@ -60,7 +61,10 @@ def launch_job(job: Job, dry: bool, as_json: bool, wait: bool) -> int:
     print(plan.line(), file=sys.stderr if as_json else sys.stdout, flush=True)
     if plan.launcher == "slurm":
         return _queued(plan, folder / FOLDER, as_json, wait)
-    code = attached(plan, as_json)
+    # What shows a run of another cluster until its end can be asked, and told, by the lock of the folder here.
+    stays = not here and not hasattr(launcher, "follow")
+    with record.held(folder) if stays else contextlib.nullcontext():
+        code = attached(plan, as_json)
     if code and here and existing.status(folder).get("status") == "running":  # killed before it could say so
         record.end(folder, "failed", f"{plan.launcher} ended with exit code {code}")
     return launcher.follow(plan, as_json) if wait and not code and hasattr(launcher, "follow") else code

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import pathlib
 import re
 import socket
+import subprocess
 import sys
+import time
 from typing import Any
 
 import pytest
@@ -17,8 +20,12 @@ from commands import REPOSITORY
 from sparsetrain.cli import cli
 from sparsetrain.config.errors import JobError
 from sparsetrain.config.load import load_job, parse
+from sparsetrain.launch.cancel import cancel_run
 from sparsetrain.launch.launch import plan_of
 from sparsetrain.launch.plan import LaunchPlan, page
+from sparsetrain.launch.standing import standing
+
+INTERPRETER = sys.executable
 
 LOCAL: dict[str, Any] = {"head_ip": "10.0.0.1", "worker_ips": ["10.0.0.2"], "ssh_user": "me"}
 ME = ("cluster.launcher.ssh_user=me",)
@@ -176,6 +183,32 @@ def test_each_command_waits_for_the_one_before(
     done = launch()
     assert done.exit_code == code, (done.output, done.exception)
     assert (bare / "said").read_text().split() == said.split()
+
+
+@pytest.mark.timeout(60)
+def test_what_is_attached_is_shown_and_ended_from_beside(
+    bare: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (bare / "ray").write_text('#!/bin/sh\necho "$1" >> said; [ "$1" != exec ] || exec sleep 50\n')
+    options = [f"cluster.launcher.{key}={json.dumps(value)}" for key, value in AWS.items()]
+    words = ["launch", "quickstart", "--on", "ray_cluster", *options]
+    # The real ray, which lies beside the interpreter, is not to be found.
+    code = f"import sys; sys.executable = {str(bare / 'python')!r}; from sparsetrain.cli import main; main({words!r})"
+    env = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    with subprocess.Popen([INTERPRETER, "-c", code], env=env, stdout=subprocess.DEVNULL) as process:
+        until = time.monotonic() + 30
+        while not (bare / "said").exists() or "exec" not in (bare / "said").read_text():
+            assert time.monotonic() < until and process.poll() is None
+            time.sleep(0.1)
+        found = standing(bare / "runs/quickstart")
+        assert found.state == "running" and found.holder == f"process {process.pid} on {socket.gethostname()}"
+        assert cancel_run("quickstart", 20.0) == 0
+        assert process.wait(10) == 130
+    assert "has ended" in capsys.readouterr().out
+    found = standing(bare / "runs/quickstart")
+    assert (found.state, found.handed) == ("elsewhere", "ray_cluster job quickstart")
+    with pytest.raises(JobError, match="ray_cluster has it in a cluster that cannot be told from here"):
+        cancel_run("quickstart", 1.0)
 
 
 def test_a_missing_file_and_a_silent_machine_are_one_line(bare: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
