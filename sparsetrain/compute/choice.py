@@ -18,7 +18,7 @@ from sparsetrain.compute.ways.base import Way
 ROUNDS = 3  # of all ways in turn, after one that is not counted
 MOST, ENOUGH = 15, 0.1  # quick layers have more rounds, up to so many or so many seconds
 STEPS = 16  # of the logarithm of the density between two measurements: 15 % apart
-GAIN = 0.95  # of the dense product's time in the same round at most, or it stays
+GAIN = 0.85  # of the dense product's time in the same round at most, or it stays: measurements differ by ten per cent
 
 
 Example = tuple[Tensor, Tensor, Tensor, Tensor | None]
