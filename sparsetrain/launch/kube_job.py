@@ -9,10 +9,10 @@ import sys
 import time
 
 from sparsetrain.config.errors import JobError
+from sparsetrain.launch.program import answer
 from sparsetrain.launch.run import FAILED, STOPPED
 from sparsetrain.launch.signals import Stopped, listening
 
-ANSWER_S = 60.0
 POLL_S = 2.0
 ENDED = ("Complete", "Failed", "ValidationFailed")  # of status.jobDeploymentStatus
 
@@ -32,7 +32,7 @@ def status(kubectl: str, name: str, namespace: str) -> tuple[str, str] | None:
     """Return (jobDeploymentStatus, jobStatus), None where there is no such RayJob. Raises JobError."""
     words = (kubectl, "get", "rayjobs.ray.io", name, "-n", namespace, "--ignore-not-found", "-o", "json")
     try:
-        said = _call(*words)
+        said = answer(*words)
         found = json.loads(said) if said.strip() else {}
     except ValueError as error:
         raise JobError(f"cluster.launcher: {pathlib.Path(kubectl).name}: {error}") from None
@@ -44,18 +44,7 @@ def status(kubectl: str, name: str, namespace: str) -> tuple[str, str] | None:
 
 def remove(kubectl: str, name: str, namespace: str) -> None:
     """Let Kubernetes remove a RayJob and all that belongs to it. Raises JobError."""
-    _call(kubectl, "delete", "rayjobs.ray.io", name, "-n", namespace, "--ignore-not-found", "--wait=false")
-
-
-def _call(*words: str) -> str:
-    try:
-        done = subprocess.run(words, capture_output=True, text=True, timeout=ANSWER_S, check=False)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise JobError(f"cluster.launcher: {pathlib.Path(words[0]).name}: {error}") from None
-    if done.returncode:
-        lines = done.stderr.strip().splitlines() or ["no reason given"]
-        raise JobError(f"cluster.launcher: kubectl refuses: {lines[-1][:300]}")
-    return done.stdout
+    answer(kubectl, "delete", "rayjobs.ray.io", name, "-n", namespace, "--ignore-not-found", "--wait=false")
 
 
 def follow(kubectl: str, name: str, namespace: str, as_json: bool) -> int:

@@ -5,17 +5,16 @@ from __future__ import annotations
 import contextlib
 import pathlib
 import re
-import subprocess
 import time
 from typing import TextIO
 
 from sparsetrain.config.errors import JobError
 from sparsetrain.config.files import write_whole
 from sparsetrain.launch.plan import LaunchPlan
+from sparsetrain.launch.program import answer
 from sparsetrain.launch.run import STOPPED
 from sparsetrain.launch.signals import Stopped, listening
 
-ANSWER_S = 60.0
 POLL_S = 1.0
 NUMBER = "slurm"  # the file that holds the number of the job
 SILENCE_S = 300.0  # a controller that is started anew, or another that takes over
@@ -25,7 +24,7 @@ ALIVE = ("PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "SUSPENDED", "REQUEU
 def submit(plan: LaunchPlan, folder: pathlib.Path) -> str:
     """Submit the plan's script, note the number of the job in `folder`, and return it. Raises JobError with what Slurm
     says."""
-    said = _call(*plan.command)
+    said = answer(*plan.command)
     number = said.strip().split(";")[0]
     if not number.isdigit():
         raise JobError(f"cluster.launcher: sbatch answered {said.strip()[:200]!r}, not the number of a job")
@@ -70,7 +69,7 @@ def pending(folder: pathlib.Path) -> str:
         number = path.read_text(encoding="utf-8").strip() if path.is_file() else ""
         if not number.isdigit():
             return ""
-        said = _call("scontrol", "show", "job", number)
+        said = answer("scontrol", "show", "job", number)
         output = re.search(r"^\s*StdOut=(.+)$", said, re.MULTILINE)
         own = output is not None and pathlib.Path(output[1]).parent.resolve() == folder.resolve()
         return number if own and _state(said, number)[0] in ALIVE else ""
@@ -80,12 +79,12 @@ def pending(folder: pathlib.Path) -> str:
 
 def cancel(number: str) -> None:
     """Take a job out of the queue, or end it. Raises JobError with what Slurm says."""
-    _call("scancel", number)
+    answer("scancel", number)
 
 
 def status(number: str) -> tuple[str, int]:
     """Return the state of a job and its exit code, (128 + signal where one ended it). Raises JobError."""
-    return _state(_call("scontrol", "show", "job", number), number)
+    return _state(answer("scontrol", "show", "job", number), number)
 
 
 def _state(said: str, number: str) -> tuple[str, int]:
@@ -114,15 +113,3 @@ def _copy(path: pathlib.Path, seen: int, stream: TextIO) -> int:
     stream.write(fresh.decode(errors="replace"))
     stream.flush()
     return seen + len(fresh)
-
-
-def _call(*words: str) -> str:
-    try:
-        done = subprocess.run(words, capture_output=True, text=True, timeout=ANSWER_S, check=False)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise JobError(f"cluster.launcher: {words[0]}: {error}") from None
-    if done.returncode:
-        raise JobError(
-            f"cluster.launcher: {pathlib.Path(words[0]).name} refuses: {' '.join(done.stderr.split())[:300]}"
-        )
-    return done.stdout
