@@ -129,6 +129,7 @@ KINDS: dict[str, dict[str, str]] = {
         "hoyer": "sparsetrain.masks.regularisers.hoyer:Hoyer",
     },
     "launcher": {
+        "local": "sparsetrain.launch.launchers.local:Local",
         "ray": "sparsetrain.launch.launchers.ray:Ray",
         "torchrun": "sparsetrain.launch.launchers.torchrun:Torchrun",
         "mpi": "sparsetrain.launch.launchers.mpi:Mpi",

@@ -168,6 +168,8 @@ class Cluster:
     transport: Literal["torch", "mpi"] = "torch"
     interface: str | None = None  # network interface for gloo and nccl; None: the one that routes to rank 0
     start_timeout: Above0 = 120.0  # seconds until all workers must be up
+    # Seconds from a start on after which all ranks save and end (exit code 75); the same command goes on later.
+    time_limit: Above0 | None = None
     first_timeout: Above0 = 300.0  # seconds without progress in a rank's first step
     collective_timeout: Above0 = 60.0  # seconds per collective, and without a sign of life or progress later on
 

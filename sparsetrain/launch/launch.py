@@ -17,10 +17,12 @@ from sparsetrain.launch.attached import attached
 from sparsetrain.launch.elsewhere import note
 from sparsetrain.launch.launchers.remote import for_ranks
 from sparsetrain.launch.launchers.request import Request
-from sparsetrain.launch.plan import LaunchPlan, page
+from sparsetrain.launch.plan import OURS, LaunchPlan, page
 from sparsetrain.launch.run import Options, run_job, show_plan
 from sparsetrain.launch.slurm_job import follow, pending, submit
 from sparsetrain.worker import existing, record, stored
+from sparsetrain.worker.notice import saved
+from sparsetrain.worker.rank import AGAIN
 
 FOLDER = "launch"  # in the run folder
 
@@ -42,7 +44,7 @@ def launch_job(job: Job, dry: bool, as_json: bool, wait: bool) -> int:
     take; `follow` waits for what the plan's command has only handed over, and returns the exit code; `remote` says that
     the run's folder is elsewhere.
     """
-    if job.cluster.launcher.name == "ray":
+    if job.cluster.launcher.name in OURS:
         return show_plan(job, Options(as_json=as_json)) if dry else run_job(job, Options(as_json=as_json))
     plan = plan_of(job, os.environ, dry, wait)
     if dry:
@@ -65,8 +67,11 @@ def launch_job(job: Job, dry: bool, as_json: bool, wait: bool) -> int:
     stays = not here and not hasattr(launcher, "follow")
     with record.held(folder) if stays else contextlib.nullcontext():
         code = attached(plan, as_json)
-    if code and here and existing.status(folder).get("status") == "running":  # killed before it could say so
+    said = existing.status(folder) if here else {}
+    if code and said.get("status") == "running":  # killed before it could say so
         record.end(folder, "failed", f"{plan.launcher} ended with exit code {code}")
+    if code and saved(said):
+        return AGAIN  # torchrun makes a 1 of it
     return launcher.follow(plan, as_json) if wait and not code and hasattr(launcher, "follow") else code
 
 

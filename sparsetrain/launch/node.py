@@ -123,7 +123,7 @@ def _lead(job: Job, allocation: Allocation, daemons: Daemons, stop: Stop, notice
         await_head(daemons.head, limit, check)
         await_nodes(daemons.head, allocation.names, limit, check, say)
         code = run_job(job, shown=_noticing(notice))
-    if code == AGAIN and requeued(os.environ["SLURM_JOB_ID"], say):
+    if code == AGAIN and notice.cause and requeued(os.environ["SLURM_JOB_ID"], say):
         # Slurm ends all tasks now. A job that ended by itself meanwhile would count as failed, not as queued.
         until = time.monotonic() + TAKEN
         while time.monotonic() < until:
@@ -138,7 +138,7 @@ def _noticing(notice: Notice) -> Shown:
     @contextlib.contextmanager
     def shown(job: Job, stream: TextIO, stop: Stop) -> Generator[Progress]:
         with progress(job, stream, stop) as told:
-            yield dataclasses.replace(told, leaves=lambda: notice.came)
+            yield dataclasses.replace(told, leaves=lambda: notice.cause)
 
     return shown
 

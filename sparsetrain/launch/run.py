@@ -7,6 +7,7 @@ import dataclasses
 import json
 import pathlib
 import sys
+import time
 from collections.abc import Callable
 from typing import Any, TextIO
 
@@ -16,12 +17,13 @@ from sparsetrain.config.job import Job
 from sparsetrain.config.load import load_job, parse, to_tree
 from sparsetrain.launch.compare import against_jobs, outcome_lines, table, write_report
 from sparsetrain.launch.failure import RunFailed
-from sparsetrain.launch.plan import ray_plan
+from sparsetrain.launch.plan import ray_plan, terms
 from sparsetrain.launch.ray_driver import run_on_ray
 from sparsetrain.launch.show import progress
 from sparsetrain.launch.signals import Stop, Stopped, listening
 from sparsetrain.launch.supervisor import Progress
 from sparsetrain.worker import existing, record, stored
+from sparsetrain.worker.notice import last_words, limit_words
 from sparsetrain.worker.rank import AGAIN
 
 Start = Callable[[Job, pathlib.Path, Progress], dict[str, Any]]
@@ -63,7 +65,7 @@ class Ended:
 
 def run_job(job: Job, options: Options | None = None, shown: Shown = progress) -> int:
     """Run the job, after the ones it is compared with, and return the exit code: 0, 1 (failed), 75 (saved, to go on
-    later, since what `shown` gives says so) or 130 (stopped)."""
+    later, since its time limit or what `shown` gives says so) or 130 (stopped)."""
     options = options or Options()
     jobs = [*against_jobs(job, options.against), job]
     refuse_same(jobs)
@@ -110,7 +112,7 @@ def show_plan(job: Job, options: Options) -> int:
         print(json.dumps({"plans": plans, "job": to_tree(job)}, indent=2))
         return 0
     for each, plan in zip(jobs, plans, strict=True):
-        print(ray_plan(each).line())
+        print("\n".join((ray_plan(each).line(), *terms(ray_plan(each)))))
         print(f"  folder {plan['folder']}{' (already finished)' if plan['finished'] else ''}")
     return 0
 
@@ -178,7 +180,7 @@ def _train(job: Job, folder: pathlib.Path, stream: TextIO, start: Start, shown: 
     try:
         with listening() as stop, shown(job, stream, stop) as told:
             told.line(plan.line())
-            result = start(job, folder, told)
+            result = start(job, folder, within(job.cluster.time_limit, told))
     except JobError as error:
         record.end(folder, "failed", str(error))
         raise
@@ -195,12 +197,19 @@ def _train(job: Job, folder: pathlib.Path, stream: TextIO, start: Start, shown: 
         record.end(folder, "failed", f"{type(error).__name__}: {error}")
         raise
     if result.get("paused"):
-        record.end(folder, "interrupted", "SIGUSR1")
-        said = "saved at" if result["saved"] else "ended, but could not be saved, at"
-        print(f"{job.name}: {said} step {result['steps']}, since SIGUSR1 came", file=stream, flush=True)
+        record.end(folder, "interrupted", result["cause"])
+        print(last_words(job.name, result, result["cause"]), file=stream, flush=True)
         return Ended(job=job, folder=folder, status="interrupted", code=AGAIN)
     record.end(folder, "finished", result=result)
     return Ended(job=job, folder=folder, status="finished", result=result)
+
+
+def within(limit: float | None, told: Progress) -> Progress:
+    """Return where progress goes, and that the run is to be saved and left `limit` seconds from now."""
+    if limit is None:
+        return told
+    end, words = time.monotonic() + limit, limit_words(limit)
+    return dataclasses.replace(told, leaves=lambda: told.leaves() or (words if time.monotonic() > end else ""))
 
 
 def _conclude(ended: list[Ended], options: Options) -> None:

@@ -33,12 +33,12 @@ GIVE_UP = 6.0  # seconds in which a rank that was cut off has to return
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Progress:
     """Where progress goes: a line of text, a row of metrics. `check` raises when the run shall stop; `leaves` returns
-    whether it shall save and leave, to go on later."""
+    why it shall save and leave, to go on later, empty where it shall not."""
 
     line: Callable[[str], None]
     row: Callable[[dict[str, Any]], None]
     check: Callable[[], None] = lambda: None
-    leaves: Callable[[], bool] = lambda: False
+    leaves: Callable[[], str] = lambda: ""
 
 
 @dataclasses.dataclass
@@ -84,7 +84,8 @@ class Supervisor:
         self.healing: dict[str, Any] = {}  # the last one, until a step is finished again
 
     def run(self) -> dict[str, Any]:
-        """Return rank 0's result of the group that reaches the end, or that has saved and left ("paused").
+        """Return rank 0's result of the group that reaches the end, or that has saved and left ("paused",
+        and "cause").
 
         Raises RunFailed with the root cause, JobError where that is a mistake of the user that only a rank could find.
         """
@@ -93,8 +94,8 @@ class Supervisor:
             outcome = self._attempt()
             if outcome.result is not None:
                 return outcome.result
-            if 0 in outcome.paused and not outcome.trouble and self.progress.leaves():
-                return outcome.paused[0]
+            if 0 in outcome.paused and not outcome.trouble and (cause := self.progress.leaves()):
+                return {**outcome.paused[0], "cause": cause}
             self._heal(outcome)
 
     def _gather(self, patience: float = 0.0) -> None:
@@ -190,7 +191,7 @@ class Supervisor:
 
     def _may_leave(self) -> bool:
         """Return whether the run shall leave; all members know then that they have to save."""
-        return self.progress.leaves() and self.group.keep(self.members)
+        return bool(self.progress.leaves()) and self.group.keep(self.members)
 
     def _may_grow(self) -> bool:
         """Return whether somebody waits whom the group has room for."""

@@ -81,7 +81,7 @@ def process_group(
     if job.cluster.transport == "mpi":
         if mpi is None:
             raise JobError("cluster.transport: mpi needs ranks that mpiexec has started: mpiexec -n 4 python -m ...")
-        log(f"rank {place.rank} of {place.size} on {place.node}: MPI")
+        log(f"rank {place.rank} of {place.size} on {place.node}: MPI over {job.cluster.interface or 'what it chooses'}")
         transport = MpiTransport(mpi.communicator, device, limit, connections)
         yield transport
         transport.barrier()

@@ -1,25 +1,58 @@
-"""The notice that this process's time is nearly over: it may come before there is anything that could be told."""
+"""The notice that a run's time is nearly over: it may come before there is anything that could be told."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import signal
+import threading
+from collections.abc import Callable, Mapping
+from typing import Any
+
+SIGNAL = signal.SIGUSR1.name
+LIMIT = "cluster.time_limit"
 
 
 class Notice:
-    """Remembers that a signal has come, and tells whoever asks to be told, at once or later."""
+    """Remembers why the run shall save and end, and tells whoever asks to be told, at once or later. `cause`: what came
+    first, empty as long as nothing has."""
 
     def __init__(self) -> None:
-        self.came = False
+        self.cause = ""
         self._tell: Callable[[], None] | None = None
 
     def receive(self, number: int, frame: object) -> None:
         """Take the signal, as its handler."""
-        self.came = True
+        self._give(signal.Signals(number).name)
+
+    def after(self, seconds: float) -> None:
+        """Give notice after so many seconds from now, the job's cluster.time_limit."""
+        timer = threading.Timer(min(seconds, threading.TIMEOUT_MAX), self._give, [limit_words(seconds)])
+        timer.daemon = True
+        timer.start()
+
+    def to(self, tell: Callable[[], None]) -> None:
+        """Call `tell` when notice comes, now if it has come."""
+        self._tell = tell
+        if self.cause:
+            tell()
+
+    def _give(self, cause: str) -> None:
+        self.cause = self.cause or cause
         if self._tell is not None:
             self._tell()
 
-    def to(self, tell: Callable[[], None]) -> None:
-        """Call `tell` when the signal comes, now if it has come."""
-        self._tell = tell
-        if self.came:
-            tell()
+
+def limit_words(seconds: float) -> str:
+    """Return what is said of a run whose time limit is over."""
+    return f"{LIMIT} ({seconds:g} s)"
+
+
+def saved(status: Mapping[str, Any]) -> bool:
+    """Return whether a run of this status (run.json) has ended by a notice, to go on later."""
+    return status.get("status") == "interrupted" and str(status.get("cause")).startswith((SIGNAL, LIMIT))
+
+
+def last_words(name: str, result: Mapping[str, Any], cause: str) -> str:
+    """Return the line of a run that has paused with this result and ends, since `cause` came."""
+    said = "saved at" if result["saved"] else "ended, but could not be saved, at"
+    start = "there" if result["saved"] else "the newest checkpoint"
+    return f"{name}: {said} step {result['steps']}, since {cause} came; the same command goes on from {start}"

@@ -20,7 +20,7 @@ from sparsetrain.worker import existing, record, stored
 from sparsetrain.worker.environment import from_environment, launcher, rank_of, starter
 from sparsetrain.worker.main import check_size
 from sparsetrain.worker.mpi_ranks import find_place
-from sparsetrain.worker.notice import Notice
+from sparsetrain.worker.notice import SIGNAL, Notice, last_words
 from sparsetrain.worker.session import Session
 
 AGAIN = 75  # EX_TEMPFAIL of sysexits.h
@@ -33,7 +33,7 @@ class Misplaced(JobError):
 
 
 def run(arguments: list[str], say: Callable[[str], None], notice: Notice) -> int:
-    """Train as one rank and return the exit code: 0, 1 (failed), 75 (saved after SIGUSR1, to go on later).
+    """Train as one rank and return the exit code: 0, 1 (failed), 75 (saved after a notice, to go on later).
 
     Raises JobError for a user's mistake."""
     if not arguments:
@@ -64,6 +64,8 @@ def run(arguments: list[str], say: Callable[[str], None], notice: Notice) -> int
                 **dataclasses.asdict(place),
             }
             record.begin(job, folder, plan)
+            if job.cluster.time_limit is not None:  # what one rank wants all do
+                notice.after(job.cluster.time_limit)
         try:
             signal.signal(signal.SIGTERM, _stopped)
             session = Session(job, folder, say, mpi=mpi, saves=True)
@@ -83,11 +85,13 @@ def run(arguments: list[str], say: Callable[[str], None], notice: Notice) -> int
             print(f"{cause}\n{traceback.format_exc()}", file=sys.stderr)
             return 1
         if result.get("paused"):
-            _end(folder, "interrupted", "SIGUSR1")
-            said = "saved at" if result["saved"] else "ended, but could not be saved, at"
-            start = "there" if result["saved"] else "the newest checkpoint"
-            say(f"{job.name}: {said} step {result['steps']}, since SIGUSR1 came; the same command goes on from {start}")
-            if who == "slurm" and (place.rank or requeued(os.environ["SLURM_JOB_ID"], say)):
+            cause = notice.cause or SIGNAL  # the signal may have come to another rank
+            if place.rank:
+                time.sleep(FIRST_WORD)  # rank 0 knows the cause
+            else:
+                _end(folder, "interrupted", cause)
+                say(last_words(job.name, result, cause))
+            if who == "slurm" and cause == SIGNAL and (place.rank or requeued(os.environ["SLURM_JOB_ID"], say)):
                 # Slurm ends all tasks now. A job that ended by itself meanwhile would count as failed, not as queued.
                 time.sleep(TAKEN)
             return AGAIN

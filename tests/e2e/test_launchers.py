@@ -6,6 +6,7 @@ import importlib.metadata
 import importlib.util
 import json
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
@@ -15,7 +16,12 @@ import mpi_ranks
 import pytest
 from commands import REPOSITORY, Desk
 
+from sparsetrain.worker.rank import AGAIN
+
 pytestmark = [pytest.mark.timeout(120), pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")]
+
+needs_deepspeed = pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="deepspeed is not installed")
+needs_mpi = pytest.mark.skipif(bool(mpi_ranks.missing()), reason=mpi_ranks.missing())
 
 
 def launch(
@@ -60,7 +66,7 @@ def test_torchrun_starts_as_many_ranks_as_it_is_told(tmp_path: pathlib.Path) -> 
 
 @pytest.mark.slow
 @pytest.mark.timeout(240)
-@pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="deepspeed is not installed")
+@needs_deepspeed
 def test_deepspeed_starts_as_many_ranks_as_it_is_told(tmp_path: pathlib.Path) -> None:
     desk = Desk(tmp_path)
     done = launch(desk, "deepspeed.sh", "job.yaml", "train.steps=4", WORKERS="3")
@@ -68,9 +74,6 @@ def test_deepspeed_starts_as_many_ranks_as_it_is_told(tmp_path: pathlib.Path) ->
     assert "cluster:\n  workers: 3\n" in (tmp_path / "runs/tiny/job.yaml").read_text()
     assert desk.left() == {}
     shutil.rmtree(desk.temporary)
-
-
-needs_mpi = pytest.mark.skipif(bool(mpi_ranks.missing()), reason=mpi_ranks.missing())
 
 
 @pytest.mark.slow
@@ -107,6 +110,34 @@ def test_a_rank_that_fails_under_mpiexec_ends_the_job_and_says_why(tmp_path: pat
     assert "rank 1 on" in done.stderr and "failed: ValueError: boom in step 3" in done.stderr
     assert "Traceback" in done.stderr
     assert time.monotonic() - began < 60
+    assert desk.left() == {}
+    shutil.rmtree(desk.temporary)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize(
+    "name",
+    ["local", "torchrun", pytest.param("mpi", marks=needs_mpi), pytest.param("deepspeed", marks=needs_deepspeed)],
+)
+def test_a_run_of_every_launcher_ends_in_time_and_goes_on(tmp_path: pathlib.Path, name: str) -> None:
+    desk = Desk(tmp_path)
+    job = ("sparsetrain", "launch", "job.yaml", "--on", name, "model.name=slowly:Slow", "cluster.interface=lo")
+    long = (*job, "train.steps=400", "cluster.time_limit=15")
+    code, out, err = desk.call(*long, "--dry-run")
+    assert (code, "  interface  lo\n  time limit  15 s" in out) == (0, True), out + err
+    began = time.monotonic()
+    code, out, err = desk.call(*long, timeout=100)
+    assert code == AGAIN and time.monotonic() - began < 60, out + err
+    assert "rank 0 of 2 on " in out and ": gloo over lo" in out
+    told = re.search(r"tiny: saved at step (\d+), since cluster.time_limit \(15 s\) came; the same", out)
+    assert told is not None, out + err
+    run = desk.run_json("tiny")
+    assert (run["status"], run["cause"]) == ("interrupted", "cluster.time_limit (15 s)")
+    step = int(told[1])
+    code, out, err = desk.call(*job, f"train.steps={step + 2}", timeout=100)
+    assert code == 0 and f"resumed from step_{step:08d}" in out, out + err
+    assert desk.run_json("tiny")["result"]["steps"] == step + 2
     assert desk.left() == {}
     shutil.rmtree(desk.temporary)
 

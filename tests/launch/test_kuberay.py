@@ -66,6 +66,14 @@ def test_a_token_is_a_reference_and_spares_are_pods(tmp_path: pathlib.Path) -> N
     assert manifests(plan())[1].spec.rayClusterSpec.authOptions.secretName is None
 
 
+def test_pods_end_after_ranks_that_have_a_limit_have_saved() -> None:
+    ends = [
+        manifests(plan(cluster={"time_limit": limit}, deadline=2000))[1].spec.activeDeadlineSeconds
+        for limit in (None, 99.5, 1900)
+    ]
+    assert ends == [2000, 400, 2000]
+
+
 def test_the_manifest_to_copy_is_what_the_launcher_writes() -> None:
     words = [f"cluster.launcher.{key}={value}" for key, value in OPTIONS.items()]
     job = load_job("quickstart", ("cluster.launcher=kuberay", *words, "cluster.launcher.queue=training"))

@@ -93,13 +93,29 @@ def test_the_page_of_clusters_knows_every_launcher_and_its_commands_are_plans(
 ) -> None:
     monkeypatch.setattr(socket, "getaddrinfo", lambda *arguments, **options: [])  # its hosts are made up
     text = (REPOSITORY / "cluster_configs/README.md").read_text().replace("\\\n", "")
-    assert [name for name in registry.names("launcher") if f"--on {name} " not in text] == ["ray"]
+    assert [name for name in registry.names("launcher") if not re.search(rf"--on {name}\b", text)] == ["ray"]
     commands = re.findall(r"^ *sparsetrain launch (.*?)(?: +#.*)?$", text, re.MULTILINE)
     for command in commands:
         words = [word for word in shlex.split(command) if word not in ("job.yaml", "--dry-run")]
         done = CliRunner().invoke(cli, ["launch", "quickstart", *words, "--dry-run"])
         assert done.exit_code == 0, (command, done.exception)
     assert len(commands) >= 10
+
+
+@pytest.mark.parametrize("name", registry.names("launcher"))
+def test_every_plan_says_over_which_interface_and_how_long(programs: pathlib.Path, name: str) -> None:
+    words = ["launch", "quickstart", "--on", name, "--dry-run", *NEEDED.get(name, ())]
+    said = CliRunner().invoke(cli, words).output
+    assert "\n  interface  the one by which a rank reaches rank 0 (cluster.interface)\n" in said
+    assert "\n  time limit  none (cluster.time_limit)\n" in said
+    said = CliRunner().invoke(cli, [*words, "cluster.interface=ib0", "cluster.time_limit=90"]).output
+    assert "\n  interface  ib0\n  time limit  90 s, then saved and left\n" in said
+
+
+def test_local_is_this_machine_alone() -> None:
+    assert plan("local").line() == "one: 4 worker(s) of 1 CPU by local on this machine, PACK"
+    with pytest.raises(JobError, match=r"cluster.address: head:6379 is a cluster, and cluster.launcher=local is this"):
+        plan("local", address="head:6379")
 
 
 def test_torchrun_on_one_machine_and_on_several(programs: pathlib.Path) -> None:
@@ -138,6 +154,9 @@ def test_both_mpis(
     path = str(pathlib.Path("runs/one/launch/job.yaml").absolute())
     worker = [sys.executable, "-m", "sparsetrain.worker", path]
     assert list(plan("mpi").command) == [str(programs / "mpiexec"), *local, "-n", "4", *worker]
+    over = " ".join(plan("mpi", interface="eth1").command)
+    assert ("-iface eth1 -genv FI_TCP_IFACE eth1 " in over) == (flavour == "MPICH")
+    assert ("btl_tcp_if_include eth1 --mca oob_tcp_if_include eth1 " in over) == (flavour == "Open MPI")
     hosts = plan({"name": "mpi", "hosts": ["localhost", "127.0.0.1"]})
     (file,) = hosts.files
     assert list(hosts.command[1 : 2 + len(options)]) == [*options, file.path] and file.text.splitlines()[0] == line

@@ -13,7 +13,7 @@ from sparsetrain.config.errors import JobError
 from sparsetrain.config.numbers import Count
 from sparsetrain.launch.launchers.hosts import Host, refuse_closed, refuse_unknown
 from sparsetrain.launch.launchers.request import Request
-from sparsetrain.launch.plan import File, LaunchPlan, relevant
+from sparsetrain.launch.plan import File, LaunchPlan
 
 Slots = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*(:[1-9][0-9]{0,3})?$", max_length=253)]
 Port = Annotated[int, Field(ge=1024, le=65535)]
@@ -57,17 +57,9 @@ class DeepSpeed:
         port = self.config.port or port_of(job.name)
         # The worker reads LOCAL_RANK; --local_rank=N would be taken for a setting of the job.
         options += ["--master_port", str(port), "--no_local_rank", "--log_level", "warning"]
-        return LaunchPlan(
-            name=job.name,
-            launcher="deepspeed",
-            nodes=len(slots),
-            workers=job.cluster.workers.max,
-            cpus=job.cluster.cpus_per_worker,
-            gpus=job.cluster.gpus_per_worker,
-            environment=relevant(request.env),
-            command=(program, *options, "--module", "sparsetrain.worker", request.path),
-            files=(File(path=f"{request.folder}/hostfile", text=hostfile(slots)),),
-        )
+        command = (program, *options, "--module", "sparsetrain.worker", request.path)
+        file = File(path=f"{request.folder}/hostfile", text=hostfile(slots))
+        return request.plan("deepspeed", len(slots), command, (file,))
 
     def ready(self, plan: LaunchPlan) -> LaunchPlan:
         """Return the plan. Raises JobError where a host is not reached by ssh without a password."""

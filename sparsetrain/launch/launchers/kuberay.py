@@ -27,6 +27,7 @@ Version = Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+){1,2}[a-z0-9.]*$")]
 GROUP = 1000  # of the image's user: it may write to a claim, whose root would be root's
 RUNS, JOBS = "/runs", "/etc/sparsetrain"  # where the claim and the job file are in the pods
 LONGEST = 47  # characters of a RayJob's name; KubeRay makes other names of it
+ENDING_S = 300  # seconds for pods to start, and for ranks to save
 KEPT_S = 600  # seconds for which a finished job's objects can still be looked at
 
 
@@ -122,11 +123,15 @@ class KubeRay:
                 "submissionMode": "K8sJobMode",
                 "shutdownAfterJobFinishes": True,
                 "ttlSecondsAfterFinished": KEPT_S,
-                "activeDeadlineSeconds": config.deadline,
+                "activeDeadlineSeconds": self._deadline(job.cluster.time_limit),
                 "backoffLimit": config.retries,
                 "rayClusterSpec": self._cluster(job),
             },
         }
+
+    def _deadline(self, limit: float | None) -> int:
+        """Return the seconds after which all pods end; ranks that have a limit of their own shall have saved then."""
+        return self.config.deadline if limit is None else min(self.config.deadline, math.ceil(limit) + ENDING_S)
 
     def _cluster(self, job: Job) -> dict[str, Any]:
         """Return the RayCluster: a head that trains nothing, and as many workers as the job has, all at once."""

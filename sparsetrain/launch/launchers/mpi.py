@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from sparsetrain.config.errors import JobError
 from sparsetrain.launch.launchers.hosts import Host, refuse_unknown
 from sparsetrain.launch.launchers.request import MODULE, Request
-from sparsetrain.launch.plan import File, LaunchPlan, relevant
+from sparsetrain.launch.plan import File, LaunchPlan
 
 # Open MPI hands on to other hosts what it is told to, by name: what is behind a name is on no command line.
 HANDED = ("GLOO_", "HF_", "NCCL_", "OMP_", "PYTHONPATH", "SPARSETRAIN_", "WANDB_")
@@ -47,6 +47,7 @@ class Mpi:
             )
         # It would bind each rank to one core, all its threads with it.
         options, files = ["--bind-to", "none"] if open_mpi else [], []
+        options += _over(job.cluster.interface, open_mpi)
         if hosts:
             path = f"{request.folder}/hosts"
             line = "{} slots={}\n" if open_mpi else "{}:{}\n"
@@ -55,17 +56,9 @@ class Mpi:
             options += [word for name in _handed(request.env) if open_mpi for word in ("-x", name)]
         elif open_mpi:
             options += ["--oversubscribe"]
-        return LaunchPlan(
-            name=job.name,
-            launcher="mpi",
-            nodes=max(1, len(hosts)),
-            workers=job.cluster.workers.max,
-            cpus=job.cluster.cpus_per_worker,
-            gpus=job.cluster.gpus_per_worker,
-            environment=relevant(request.env),
-            command=(program, *options, "-n", str(job.cluster.workers.max), request.python, *MODULE, request.path),
-            files=tuple(files),
-        )
+        count = str(job.cluster.workers.max)
+        command = (program, *options, "-n", count, request.python, *MODULE, request.path)
+        return request.plan("mpi", max(1, len(hosts)), command, tuple(files))
 
 
 def flavour(program: str) -> str:
@@ -75,6 +68,15 @@ def flavour(program: str) -> str:
     except (OSError, subprocess.TimeoutExpired) as error:
         raise JobError(f"cluster.launcher: {program} does not answer: {error}") from None
     return "Open MPI" if re.search(r"open.?(mpi|rte)", done.stdout + done.stderr, re.IGNORECASE) else "MPICH"
+
+
+def _over(interface: str | None, open_mpi: bool) -> list[str]:
+    """Return the options that keep MPI's own messages, and those of its daemons, on a network interface."""
+    if interface is None:
+        return []
+    if open_mpi:
+        return ["--mca", "btl_tcp_if_include", interface, "--mca", "oob_tcp_if_include", interface]
+    return ["-iface", interface, "-genv", "FI_TCP_IFACE", interface]
 
 
 def _handed(env: Mapping[str, str]) -> list[str]:

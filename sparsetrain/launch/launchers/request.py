@@ -10,6 +10,7 @@ from collections.abc import Mapping
 
 from sparsetrain.config.errors import JobError
 from sparsetrain.config.job import Job
+from sparsetrain.launch.plan import File, LaunchPlan, relevant
 
 MODULE = ("-m", "sparsetrain.worker")
 
@@ -40,6 +41,23 @@ class Request:
         if workers.max % nodes:
             raise JobError(f"{field}: {nodes} nodes do not share cluster.workers ({workers.max}) evenly")
         return workers.max // nodes
+
+    def plan(self, launcher: str, nodes: int, command: tuple[str, ...], files: tuple[File, ...] = ()) -> LaunchPlan:
+        """Return the plan by which `command` starts all workers of the job on so many nodes."""
+        job = self.job
+        return LaunchPlan(
+            name=job.name,
+            launcher=launcher,
+            nodes=nodes,
+            workers=job.cluster.workers.max,
+            cpus=job.cluster.cpus_per_worker,
+            gpus=job.cluster.gpus_per_worker,
+            environment=relevant(self.env),
+            command=command,
+            files=files,
+            interface=job.cluster.interface,
+            time_limit=job.cluster.time_limit,
+        )
 
     def doubt(self, problem: str) -> None:
         """Raise JobError with what only shows where the job starts; a dry run, which may be elsewhere, says it."""

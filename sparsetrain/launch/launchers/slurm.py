@@ -14,7 +14,7 @@ from sparsetrain.config.errors import JobError
 from sparsetrain.config.numbers import Count, Positive
 from sparsetrain.launch.allocation import places
 from sparsetrain.launch.launchers.request import MODULE, Request
-from sparsetrain.launch.plan import File, LaunchPlan, relevant
+from sparsetrain.launch.plan import File, LaunchPlan
 
 # Options end up as words in a script that Slurm reads line by line.
 Word = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.,:@%+-]*$", max_length=200)]
@@ -74,17 +74,7 @@ class Slurm:
         lines = self.directives(job.name, f"{request.folder}/%j.out", tasks, each * cpus, each * gpus)
         module = ("-m", "sparsetrain", "node") if ray else MODULE
         text = script(lines, shlex.join([request.python, *module, request.path]), ray=ray)
-        return LaunchPlan(
-            name=job.name,
-            launcher="slurm",
-            nodes=self.config.nodes,
-            workers=job.cluster.workers.max,
-            cpus=cpus,
-            gpus=gpus,
-            environment=relevant(request.env),
-            command=(sbatch, "--parsable", path),
-            files=(File(path=path, text=text),),
-        )
+        return request.plan("slurm", self.config.nodes, (sbatch, "--parsable", path), (File(path=path, text=text),))
 
     def directives(self, name: str, output: str, tasks: int, cpus: float = 1.0, gpus: float = 0.0) -> list[str]:
         """Return the options of sbatch for so many tasks a node, each with so many CPUs and GPUs."""

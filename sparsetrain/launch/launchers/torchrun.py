@@ -12,7 +12,7 @@ from pydantic import Field
 from sparsetrain.config.errors import JobError
 from sparsetrain.config.numbers import Positive
 from sparsetrain.launch.launchers.request import MODULE, Request
-from sparsetrain.launch.plan import LaunchPlan, relevant
+from sparsetrain.launch.plan import LaunchPlan
 
 Endpoint = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.\[\]:-]+:[0-9]{1,5}$")]
 
@@ -43,16 +43,7 @@ class Torchrun:
             _resolved(endpoint, request)
             where = ["--nnodes", str(nodes), "--rdzv-backend", "c10d", "--rdzv-id", request.job.name]
             where += ["--rdzv-endpoint", endpoint]
-        return LaunchPlan(
-            name=request.job.name,
-            launcher="torchrun",
-            nodes=nodes,
-            workers=request.job.cluster.workers.max,
-            cpus=request.job.cluster.cpus_per_worker,
-            gpus=request.job.cluster.gpus_per_worker,
-            environment=relevant(request.env),
-            command=(program, *where, "--nproc-per-node", each, *MODULE, request.path),
-        )
+        return request.plan("torchrun", nodes, (program, *where, "--nproc-per-node", each, *MODULE, request.path))
 
 
 def _resolved(endpoint: str, request: Request) -> None:
