@@ -19,10 +19,13 @@ from sparsetrain.config.load import load_job
 from sparsetrain.engine import checkpoint
 from sparsetrain.engine.checkpoint import About, CheckpointError, Tensors
 from sparsetrain.engine.pieces import BROKEN, SHARED
+from sparsetrain.engine.state import couplings, maskable
 from sparsetrain.engine.store import Store, Stored, open_store
 from sparsetrain.launch.run import find_folder
+from sparsetrain.masks.chooser import Chooser
 from sparsetrain.masks.maskset import UPDATE, MaskSet, spread
 from sparsetrain.masks.saved import check_inactive
+from sparsetrain.masks.schedule import Span
 
 SAMPLES = 64  # at most in the batch that outputs are compared on
 LEAST = 2  # of one sample torch.export makes a program for one
@@ -144,7 +147,7 @@ def _restore(job: Job, model: Any, stored: Stored) -> tuple[About, MaskSet]:
     masks = MaskSet.from_packed(packed, like, about.mask_epoch)
     tensors = {name: _whole(tensor, masks.update(name) if name in like else None) for name, tensor in tensors.items()}
     checkpoint.load_model(checkpoint.model_tensors(model), tensors, stored.name)
-    learned = _check_masks(job, masks, about.step)
+    learned = _check_masks(job, model, masks, about.step)
     trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
     if not learned and checkpoint.digest_of({name: tensors[name] for name in trained}) != about.weights_digest:
         raise CheckpointError(f"{stored.name}: weights do not have the digest that state.json names")
@@ -161,18 +164,29 @@ def _whole(tensor: Tensor, update: Tensor | None) -> Tensor:
     return spread(tensor, update)
 
 
-def _check_masks(job: Job, masks: MaskSet, step: int) -> bool:
+def _check_masks(job: Job, model: Any, masks: MaskSet, step: int) -> bool:
     """Return whether the method had parameters of its own. Raises CheckpointError where masks are missing, and JobError
     where those parameters still take part in what the model computes."""
     if job.masks is None:
         return False
     if not masks.masks:
         raise CheckpointError("no masks, though the job has some")
+    if lacking := sorted(_masked(job, model) - set(masks.masks)):
+        raise CheckpointError(f"no mask of {lacking[0]}, which the job masks")
     learned = bool(getattr(registry.load("mask_method", job.masks.method.name), "learns_budget", False))
     if learned and not masks.limits:
         method = job.masks.method.name
         raise JobError(f"masks.method: {method} still learns its masks at step {step}; allowed: a later checkpoint")
     return learned
+
+
+def _masked(job: Job, model: Any) -> set[str]:
+    """Return the names of the weights that the job masks."""
+    config, parameters = job.masks, dict(model.named_parameters())
+    assert config is not None
+    span = Span(job.train.steps, config.begin, config.end, config.every)
+    chooser = Chooser(config, parameters, maskable(model, parameters), couplings(config, model), job.seed, span)
+    return set(chooser.parameters)
 
 
 @torch.no_grad()

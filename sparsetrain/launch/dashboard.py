@@ -35,6 +35,12 @@ class Dashboard:
         found = self._get(f"/api/jobs/{name}", missing={})
         return str(found.get("status", "")) if isinstance(found, dict) else ""
 
+    def code(self, name: str) -> int | None:
+        """Return the exit code of the job that was submitted as `name`, None where there is none. Raises JobError."""
+        found = self._get(f"/api/jobs/{name}", missing={})
+        code = found.get("driver_exit_code") if isinstance(found, dict) else None
+        return code if isinstance(code, int) and 0 < code < 256 else None
+
     def stop(self, name: str) -> None:
         """Let the job that was submitted as `name` end. Raises JobError."""
         self._get(f"/api/jobs/{name}/stop", method="POST")

@@ -41,8 +41,8 @@ def launch_job(job: Job, dry: bool, as_json: bool, wait: bool) -> int:
     stopped. What is only submitted, as with Slurm, `wait` follows to its end. `dry`: only show what would be started.
 
     A launcher may have more than `plan`: `ready` looks outside, before anything is written, and returns the plan to
-    take; `follow` waits for what the plan's command has only handed over, and returns the exit code; `remote` says that
-    the run's folder is elsewhere.
+    take; `follow` waits for what the plan's command, which has ended with `code`, has only handed over, and returns the
+    exit code; `remote` says that the run's folder is elsewhere.
     """
     if job.cluster.launcher.name in OURS:
         return show_plan(job, Options(as_json=as_json)) if dry else run_job(job, Options(as_json=as_json))
@@ -72,7 +72,7 @@ def launch_job(job: Job, dry: bool, as_json: bool, wait: bool) -> int:
         record.end(folder, "failed", f"{plan.launcher} ended with exit code {code}")
     if code and saved(said):
         return AGAIN  # torchrun makes a 1 of it
-    return launcher.follow(plan, as_json) if wait and not code and hasattr(launcher, "follow") else code
+    return launcher.follow(plan, as_json, code) if wait and hasattr(launcher, "follow") else code
 
 
 def _finished(job: Job, folder: pathlib.Path) -> bool:

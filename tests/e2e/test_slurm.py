@@ -111,6 +111,22 @@ def test_a_job_whose_time_is_over_saves_queues_again_and_goes_on_bit_for_bit(nod
     assert digests[0] == digests[1]
 
 
+def test_a_job_that_is_over_its_own_limit_saves_and_does_not_queue_again(nodes: cluster.Slurm) -> None:
+    ends_in_time(nodes, "limited")
+
+
+def ends_in_time(nodes: cluster.Slurm, name: str, *settings: str) -> None:
+    """A job with a limit of its own, launched and followed: it saves, its code is passed on, and it does not wait."""
+    job = ("launch", "job.yaml", "--on", "slurm", "cluster.launcher.nodes=2", f"name={name}", *settings)
+    slow = ("model.name=slowly:Slow", "train.steps=1000", "cluster.time_limit=12", "--wait")
+    code, said = nodes.call("sparsetrain", *job, *slow, seconds=120)
+    assert code == 75 and f"{name}: saved at step " in said and "cluster.time_limit (12 s) came" in said, said
+    assert told(nodes, name)["cause"] == "cluster.time_limit (12 s)"
+    assert name not in nodes.call("squeue", "--format=%j")[1]
+    metrics = nodes.desk.folder / f"runs/{name}/metrics.jsonl"
+    assert "requeued" not in said and metrics.read_text()
+
+
 def test_a_rank_that_fails_ends_the_job_and_says_why(nodes: cluster.Slurm) -> None:
     job = ("job.yaml", "name=boom", "model.name=slowly:Boom", "cluster.launcher.nodes=2")
     code, said = nodes.call("sparsetrain", "launch", *job, "--on", "slurm", "--wait", seconds=90)

@@ -10,7 +10,7 @@ from collections.abc import Generator
 import pytest
 import slurm as cluster
 from commands import REPOSITORY, Desk
-from test_slurm import ended, losses, state, told
+from test_slurm import ended, ends_in_time, losses, state, told
 
 pytestmark = [
     pytest.mark.slow,
@@ -136,6 +136,11 @@ def test_a_job_whose_time_is_over_saves_queues_again_and_goes_on_bit_for_bit(nod
     assert ended(nodes, "straight", straight, 100) == "COMPLETED"
     digests = [told(nodes, name)["result"]["weights_digest"] for name in ("again", "straight")]  # type: ignore[index]
     assert digests[0] == digests[1]
+
+
+def test_a_job_that_is_over_its_own_limit_saves_and_does_not_queue_again(nodes: cluster.Slurm) -> None:
+    ends_in_time(nodes, "limited", "cluster.launcher.ray=true", "cluster.strategy=SPREAD")
+    nothing_left(nodes)
 
 
 def test_doctor_sees_all_nodes(nodes: cluster.Slurm) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import pathlib
 import uuid
 
 import fsspec
 
-from sparsetrain.engine.checkpoint import name_of, write_text
+from sparsetrain.engine.checkpoint import digest, name_of, write_text
 from sparsetrain.engine.keeping import ESSENTIAL
 from sparsetrain.engine.local_store import LocalStore
 from sparsetrain.engine.remote_store import RemoteStore
@@ -48,6 +49,12 @@ def damage(store: Store, name: str, file: str, data: bytes | None = None) -> Non
         return
     fs, root = fsspec.core.url_to_fs(store.name)
     fs.rm_file(f"{root}/{name}/{file}") if data is None else fs.pipe_file(f"{root}/{name}/{file}", data)
+
+
+def sealed(folder: pathlib.Path) -> None:
+    """Give the folder the digests of its files, as an attacker would."""
+    digests = {path.name: digest(path) for path in folder.iterdir() if path.is_file()}
+    (folder / "COMPLETE").write_text(json.dumps({"blake2b": {**digests, "COMPLETE": ""}}))
 
 
 def everything(store: Store) -> set[str]:

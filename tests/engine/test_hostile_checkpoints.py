@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from small import job
+from stores import sealed
 
 from sparsetrain import registry
 from sparsetrain.collective.world import World
@@ -25,12 +26,6 @@ def saved(tmp_path_factory):
     state = build(job("exchange.every=1"), World())
     state.advance(True)
     return state, save(state, tmp_path_factory.mktemp("checkpoints"))
-
-
-def sealed(folder):
-    """Give the folder the digests of its files, as an attacker would."""
-    digests = {path.name: checkpoint.digest(path) for path in folder.iterdir() if path.is_file()}
-    (folder / "COMPLETE").write_text(json.dumps({"blake2b": {**digests, "COMPLETE": ""}}))
 
 
 @pytest.fixture

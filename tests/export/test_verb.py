@@ -15,7 +15,7 @@ import pytest
 import torch
 from exported import finished
 from safetensors.torch import load_file, save_file
-from stores import damage
+from stores import damage, sealed
 
 from sparsetrain.cli import main
 from sparsetrain.engine.local_store import LocalStore
@@ -220,6 +220,14 @@ def test_a_damaged_checkpoint_is_skipped_with_a_word_or_refused_by_name(here, ca
     damage(LocalStore(here / "runs/mlp/checkpoints"), "step_00000002", "masks.safetensors")
     code, _, err = call(capsys, "mlp")
     assert code == 2 and err.splitlines()[-1].endswith("is readable") and len(err.splitlines()) == 3
+
+
+def test_a_checkpoint_that_lacks_one_mask_is_none_of_this_job(here, capsys):
+    folder = here / "runs/mlp/checkpoints/step_00000004"
+    masks = load_file(folder / "masks.safetensors")
+    save_file({name: mask for name, mask in masks.items() if name != "layers.0.weight"}, folder / "masks.safetensors")
+    sealed(folder)
+    assert refused(capsys, "mlp", "--step", "4") == "--step 4: no mask of layers.0.weight, which the job masks\n"
 
 
 def test_mistakes_are_one_line(here, capsys):

@@ -67,7 +67,9 @@ class Head(http.server.BaseHTTPRequestHandler):
         if self.path == "/api/version":
             return self._answer(200, {"version": "4", "ray_version": "2.60.0"})
         name = self.path.removeprefix("/api/jobs/")
-        return self._answer(200, {"status": self.jobs[name]}) if name in self.jobs else self._answer(404, {})
+        status, _, code = self.jobs.get(name, "").partition(" ")
+        tree = {"status": status, "driver_exit_code": int(code) if code else None}
+        return self._answer(200, tree) if name in self.jobs else self._answer(404, {})
 
     def do_POST(self) -> None:
         name = self.path.removeprefix("/api/jobs/").removesuffix("/stop")
@@ -190,14 +192,25 @@ def test_the_id_is_the_name_of_the_run_and_one_that_runs_is_left_alone(
     assert "--submission-id quickstart-2 --" in (bare / "said").read_text()
 
 
-@pytest.mark.parametrize(("state", "code"), [("SUCCEEDED", 0), ("STOPPED", 130), ("FAILED", 1), ("RUNNING", 1)])
+@pytest.mark.parametrize(
+    ("state", "said", "code"),
+    [
+        ("SUCCEEDED", 0, 0),
+        ("STOPPED", 0, 130),
+        ("FAILED", 1, 1),
+        ("FAILED 75", 1, 75),
+        ("FAILED -9", 1, 1),
+        ("RUNNING", 0, 1),
+        ("SUCCEEDED", 7, 7),
+    ],
+)
 def test_the_exit_code_is_that_of_how_the_job_ended(
-    head: tuple[str, dict[str, str]], monkeypatch: pytest.MonkeyPatch, state: str, code: int
+    head: tuple[str, dict[str, str]], monkeypatch: pytest.MonkeyPatch, state: str, said: int, code: int
 ) -> None:
     address, jobs = head
     monkeypatch.setenv("RAY_AUTH_TOKEN", TOKEN)
     jobs["one"] = state
-    assert RayJob(RayJob.Config(address=address)).follow(plan(wait=True), as_json=False) == code
+    assert RayJob(RayJob.Config(address=address)).follow(plan(wait=True), False, said) == code
 
 
 def test_what_was_submitted_is_shown_and_ended(head: Any, tmp_path, monkeypatch, capsys) -> None:
@@ -228,7 +241,7 @@ def test_a_note_that_is_none_says_nothing(tmp_path, tree: Any) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(500)
+@pytest.mark.timeout(600)
 @pytest.mark.skipif(bool(ray_heads.missing()), reason=ray_heads.missing() or "there")
 def test_a_head_with_a_token_trains_what_is_submitted(tmp_path: pathlib.Path) -> None:
     desk = Desk(tmp_path)
@@ -253,6 +266,10 @@ def test_a_head_with_a_token_trains_what_is_submitted(tmp_path: pathlib.Path) ->
         assert json.loads((tmp_path / "home/runs/copied/run.json").read_text())["status"] == "finished"
         failed = submit("--wait", "name=failing", "model.name=slowly:Boom")
         assert failed.returncode == 1 and "ValueError: boom in step 3" in failed.stdout
+        limited = ("name=limited", "model.name=slowly:Slow", "train.steps=1000", "cluster.time_limit=10")
+        over = submit("--wait", *limited)
+        assert over.returncode == 75 and "limited: saved at step " in over.stdout, over.stdout + over.stderr
+        assert ": gloo over " in over.stdout
         assert submit("name=long", "model.name=slowly:Slow", "train.steps=1000").returncode == 0
 
         def verb(*words: str) -> str:

@@ -78,9 +78,10 @@ class KubeRay:
         kube_job.refuse_taken(plan.command[0], plan.name, self.config.namespace)
         return plan
 
-    def follow(self, plan: LaunchPlan, as_json: bool) -> int:
-        """Show what the job prints until it ends, and return the exit code: 0, or 1 where it has failed."""
-        return kube_job.follow(plan.command[0], plan.name, self.config.namespace, as_json)
+    def follow(self, plan: LaunchPlan, as_json: bool, code: int) -> int:
+        """Show what the job prints until it ends, and return the exit code: 0, or 1 where it has failed; that of
+        kubectl where it could not be applied."""
+        return code or kube_job.follow(plan.command[0], plan.name, self.config.namespace, as_json)
 
     def state(self, name: str) -> str:
         """Return how a RayJob of this name stands; see elsewhere.Handed. Raises JobError where nobody answers."""

@@ -103,12 +103,16 @@ class RayJob:
         place = plan.command.index(ID) + 1
         return dataclasses.replace(plan, given=name, command=(*plan.command[:place], name, *plan.command[place + 1 :]))
 
-    def follow(self, plan: LaunchPlan, as_json: bool) -> int:
-        """Return the exit code of a job whose output was shown to the end: Ray gives 0 for one that was stopped, too.
-        Raises JobError where the head no longer answers."""
-        head = Dashboard(str(self.config.address), os.environ)
-        state = head.state(plan.command[plan.command.index(ID) + 1])
-        return {"SUCCEEDED": 0, "STOPPED": STOPPED}.get(state, FAILED)
+    def follow(self, plan: LaunchPlan, as_json: bool, code: int) -> int:
+        """Return the exit code of a job whose output was shown to the end: Ray gives 0 for one that was stopped, too,
+        and 1 for all that have failed. Raises JobError where the head no longer answers."""
+        if code not in (0, FAILED):
+            return code
+        head, name = Dashboard(str(self.config.address), os.environ), plan.command[plan.command.index(ID) + 1]
+        state = head.state(name)
+        if state == "FAILED":
+            return head.code(name) or FAILED
+        return {"SUCCEEDED": code, "STOPPED": STOPPED}.get(state, FAILED)
 
     def state(self, name: str) -> str:
         """Return how a job of this name stands; see elsewhere.Handed. Raises JobError where nobody answers."""
