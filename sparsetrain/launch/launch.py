@@ -8,6 +8,7 @@ import os
 import pathlib
 import sys
 from collections.abc import Mapping
+from typing import Any
 
 from sparsetrain.config.errors import JobError
 from sparsetrain.config.files import write_whole
@@ -61,8 +62,10 @@ def launch_job(job: Job, dry: bool, as_json: bool, wait: bool) -> int:
     if not here:
         note(folder / FOLDER, job, plan)
     print(plan.line(), file=sys.stderr if as_json else sys.stdout, flush=True)
+    before = existing.status(folder) if here else {}
     if plan.launcher == "slurm":
-        return _queued(plan, folder / FOLDER, as_json, wait)
+        code = _queued(plan, folder / FOLDER, as_json, wait)
+        return _meant(code, before, existing.status(folder))
     # What shows a run of another cluster until its end can be asked, and told, by the lock of the folder here.
     stays = not here and not hasattr(launcher, "follow")
     with record.held(folder) if stays else contextlib.nullcontext():
@@ -70,9 +73,15 @@ def launch_job(job: Job, dry: bool, as_json: bool, wait: bool) -> int:
     said = existing.status(folder) if here else {}
     if code and said.get("status") == "running":  # killed before it could say so
         record.end(folder, "failed", f"{plan.launcher} ended with exit code {code}")
-    if code and saved(said):
-        return AGAIN  # torchrun makes a 1 of it
-    return launcher.follow(plan, as_json, code) if wait and hasattr(launcher, "follow") else code
+    if wait and hasattr(launcher, "follow"):
+        return int(launcher.follow(plan, as_json, code))
+    return _meant(code, before, said)
+
+
+def _meant(code: int, before: Mapping[str, Any], after: Mapping[str, Any]) -> int:
+    """Return the exit code that ranks had where the run has been saved to go on later: torchrun makes a 1 of it.
+    `before` and `after`: what run.json said before and says now."""
+    return AGAIN if code and after != before and saved(after) else code
 
 
 def _finished(job: Job, folder: pathlib.Path) -> bool:

@@ -91,7 +91,8 @@ def run(arguments: list[str], say: Callable[[str], None], notice: Notice) -> int
             else:
                 _end(folder, "interrupted", cause)
                 say(last_words(job.name, result, cause))
-            if who == "slurm" and cause == SIGNAL and (place.rank or requeued(os.environ["SLURM_JOB_ID"], say)):
+            number = os.environ.get("SLURM_JOB_ID")
+            if number and cause == SIGNAL and (place.rank or requeued(number, say)):
                 # Slurm ends all tasks now. A job that ended by itself meanwhile would count as failed, not as queued.
                 time.sleep(TAKEN)
             return AGAIN

@@ -27,7 +27,7 @@ from sparsetrain.config.load import load_job, parse
 from sparsetrain.launch import slurm_job
 from sparsetrain.launch.launch import plan_of
 from sparsetrain.launch.launchers.mpi import ROOT
-from sparsetrain.launch.launchers.slurm import Slurm, script
+from sparsetrain.launch.launchers.slurm import AGENTS, RANKS, TORCHRUNS, Slurm, script, torchruns
 from sparsetrain.launch.plan import LaunchPlan, page
 
 PYTHON = sys.executable
@@ -207,15 +207,22 @@ def test_a_batch_script(programs: pathlib.Path) -> None:
     assert "--no-requeue" in never.text and "--signal" not in never.text
 
 
-@pytest.mark.parametrize(("name", "module"), [("slurm", ".worker"), ("slurm_ray", " node")])
-def test_the_script_to_copy_is_what_the_launcher_writes(name: str, module: str) -> None:
+COPIED = '"${@:-quickstart}"'
+SCRIPTS = {
+    "slurm": (f"python -m sparsetrain.worker {COPIED}", RANKS),
+    "slurm_ray": (f"python -m sparsetrain node {COPIED}", AGENTS),
+    "slurm_torchrun": (torchruns("torchrun", '"${WORKERS:-1}"', COPIED), TORCHRUNS),
+}
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_the_script_to_copy_is_what_the_launcher_writes(name: str) -> None:
     text = (REPOSITORY / f"launchers/{name}.sbatch").read_text()
     comment = "".join(line for line in text.splitlines(keepends=True)[1:] if line.startswith("# "))
     comment = comment[: comment.index("# A virtual environment")]
     lines = Slurm(Slurm.Config(nodes=2)).directives("sparsetrain", "%x-%j.out", 1)
-    assert text == script(
-        lines, f'python -m sparsetrain{module} "${{@:-quickstart}}"', comment, ray=name == "slurm_ray"
-    )
+    worker, notes = SCRIPTS[name]
+    assert text == script(lines, worker, comment, notes)
 
 
 def test_a_batch_script_for_ray(programs: pathlib.Path) -> None:
@@ -228,8 +235,22 @@ def test_a_batch_script_for_ray(programs: pathlib.Path) -> None:
         f" -m sparsetrain node {pathlib.Path('runs/one/launch').absolute()}/job.yaml"
     )
     assert "export RAY_AUTH_TOKEN" in file.text
-    with pytest.raises(JobError, match=r"^cluster\.transport: mpi needs ranks that srun has started"):
-        plan(options, workers=2, transport="mpi")
+    for options, who in (({"ray": True}, "Ray's"), ({"torchrun": True}, "torchrun's")):
+        with pytest.raises(JobError, match=rf"^cluster\.transport: mpi needs ranks that srun has started, not {who}"):
+            plan({"name": "slurm", **options}, workers=2, transport="mpi")
+    with pytest.raises(JobError, match=r"^cluster\.launcher\.torchrun: is true, and so is ray; allowed: one"):
+        plan({"name": "slurm", "ray": True, "torchrun": True})
+
+
+def test_a_batch_script_for_torchrun(programs: pathlib.Path) -> None:
+    (file,) = plan({"name": "slurm", "nodes": 2, "torchrun": True}, cpus_per_worker=2).files
+    lines = [line.removeprefix("#SBATCH ") for line in file.text.splitlines() if line.startswith("#SBATCH")]
+    assert lines[2:4] == ["--ntasks-per-node=1", "--cpus-per-task=4"]
+    words = shlex.split(file.text.splitlines()[-1])
+    assert words[-2:] == ["sh", f"{pathlib.Path('runs/one/launch').absolute()}/job.yaml"]
+    inner = shlex.split(words[-3])
+    assert inner[:3] == ["trap", "", "USR1;"] and inner[4] == str(programs / "torchrun")
+    assert inner[inner.index("--nproc-per-node") + 1] == "2" and inner[-1] == "$@"
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,5 @@
-"""A Slurm allocation: srun starts one worker a task, without Ray, or one agent a node that starts Ray there."""
+"""A Slurm allocation: srun starts one worker a task, or one process a node that starts the workers there: torchrun, or
+an agent that starts Ray."""
 
 from __future__ import annotations
 
@@ -34,6 +35,14 @@ AGENTS = """\
 RAY_AUTH_TOKEN=$(od -An -N32 -tx1 /dev/urandom | tr -d ' \\n')
 export RAY_AUTH_TOKEN RAY_AUTH_MODE=token
 # One agent a node: that of the first one starts Ray's head, waits for the others, and trains."""
+TORCHRUNS = """\
+# One torchrun a node; ranks meet on the job's first node. Slurm's notice is for the ranks, it would end torchrun.
+MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1) MASTER_PORT=$((20000 + SLURM_JOB_ID % 10000))
+export MASTER_ADDR MASTER_PORT OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
+# shellcheck disable=SC2016 # the shell of each task fills in what is its own"""
+INNER = """\
+trap "" USR1; exec {program} --nnodes "$SLURM_JOB_NUM_NODES" --node-rank "$SLURM_NODEID" --nproc-per-node {each} \
+--master-addr "$MASTER_ADDR" --master-port "$MASTER_PORT" -m sparsetrain.worker "$@\""""
 
 
 class Slurm:
@@ -42,7 +51,8 @@ class Slurm:
     @dataclasses.dataclass(frozen=True, kw_only=True)
     class Config:
         """`time` as Slurm writes it; `notice` seconds before it is over the job saves and queues again (0: never).
-        `ray`: Ray starts the workers inside the allocation, and replaces those that are lost."""
+        `ray`: Ray starts the workers inside the allocation, and replaces those that are lost. `torchrun`: torchrun
+        starts them."""
 
         nodes: Positive = 1
         time: Time = "01:00:00"
@@ -52,17 +62,22 @@ class Slurm:
         constraint: Word | None = None
         notice: Count = 120
         ray: bool = False
+        torchrun: bool = False
 
     def __init__(self, config: Config) -> None:
         self.config = config
 
     def plan(self, request: Request) -> LaunchPlan:
         """Return what would be submitted. Raises JobError for a mistake in the job."""
-        job = request.job
-        ray = self.config.ray
-        if ray and job.cluster.transport == "mpi":
-            raise JobError("cluster.transport: mpi needs ranks that srun has started, not Ray's (cluster.launcher.ray)")
-        tasks = 1 if ray else request.per_node(self.config.nodes, "cluster.launcher.nodes")
+        job, nodes = request.job, self.config.nodes
+        ray, torchrun = self.config.ray, self.config.torchrun
+        if ray and torchrun:
+            raise JobError("cluster.launcher.torchrun: is true, and so is ray; allowed: one of them")
+        if (ray or torchrun) and job.cluster.transport == "mpi":
+            who = "Ray's (cluster.launcher.ray)" if ray else "torchrun's (cluster.launcher.torchrun)"
+            raise JobError(f"cluster.transport: mpi needs ranks that srun has started, not {who}")
+        # Workers of a node, where their number is the same on all.
+        each = places(job, nodes) if ray else request.per_node(nodes, "cluster.launcher.nodes")
         sbatch = request.program("sbatch", "submit from a machine of the cluster")
         path = f"{request.folder}/slurm.sbatch"
         if not re.fullmatch(r"[\w/.,:@+-]+", request.folder):
@@ -70,11 +85,15 @@ class Slurm:
                 f"log.folder: Slurm's scripts take no such folder: {request.folder!r}; use letters, digits, -_."
             )
         cpus, gpus = job.cluster.cpus_per_worker, job.cluster.gpus_per_worker
-        each = places(job, self.config.nodes) if ray else 1  # workers of a task
-        lines = self.directives(job.name, f"{request.folder}/%j.out", tasks, each * cpus, each * gpus)
-        module = ("-m", "sparsetrain", "node") if ray else MODULE
-        text = script(lines, shlex.join([request.python, *module, request.path]), ray=ray)
-        return request.plan("slurm", self.config.nodes, (sbatch, "--parsable", path), (File(path=path, text=text),))
+        tasks, share = (1, each) if ray or torchrun else (each, 1)  # of a node, and workers of a task
+        lines = self.directives(job.name, f"{request.folder}/%j.out", tasks, share * cpus, share * gpus)
+        if torchrun:
+            program = request.program("torchrun", "it comes with torch")
+            text = script(lines, torchruns(program, str(each), shlex.quote(request.path)), notes=TORCHRUNS)
+        else:
+            words = [request.python, *(("-m", "sparsetrain", "node") if ray else MODULE), request.path]
+            text = script(lines, shlex.join(words), notes=AGENTS if ray else RANKS)
+        return request.plan("slurm", nodes, (sbatch, "--parsable", path), (File(path=path, text=text),))
 
     def directives(self, name: str, output: str, tasks: int, cpus: float = 1.0, gpus: float = 0.0) -> list[str]:
         """Return the options of sbatch for so many tasks a node, each with so many CPUs and GPUs."""
@@ -91,7 +110,12 @@ class Slurm:
         return [*lines, "--requeue", f"--signal=USR1@{config.notice}"] if config.notice else [*lines, "--no-requeue"]
 
 
-def script(directives: list[str], worker: str, comment: str = "", ray: bool = False) -> str:
-    """Return a batch script that runs `worker` in every task; `ray`: it is an agent, and needs a token."""
+def script(directives: list[str], worker: str, comment: str = "", notes: str = RANKS) -> str:
+    """Return a batch script that runs `worker` in every task, after `notes`, which are of one with that kind of it."""
     lines = "\n".join(f"#SBATCH {line}" for line in directives)
-    return SCRIPT.format(comment=comment, directives=lines, notes=AGENTS if ray else RANKS, worker=worker)
+    return SCRIPT.format(comment=comment, directives=lines, notes=notes, worker=worker)
+
+
+def torchruns(program: str, each: str, job: str) -> str:
+    """Return the words of the shell that let torchrun start `each` ranks in a task, with `job` for their arguments."""
+    return f"sh -c {shlex.quote(INNER.format(program=shlex.quote(program), each=each))} sh {job}"
