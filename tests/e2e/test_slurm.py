@@ -135,8 +135,7 @@ def ends_in_time(nodes: cluster.Slurm, name: str, *settings: str) -> None:
     assert code == 75 and f"{name}: saved at step " in said and "cluster.time_limit (12 s) came" in said, said
     assert told(nodes, name)["cause"] == "cluster.time_limit (12 s)"
     assert name not in nodes.call("squeue", "--format=%j")[1]
-    metrics = nodes.desk.folder / f"runs/{name}/metrics.jsonl"
-    assert "requeued" not in said and metrics.read_text()
+    assert "requeued" not in said
 
 
 @by
