@@ -14,25 +14,29 @@ from sparsetrain.launch.plan import LaunchPlan
 from sparsetrain.launch.run import STOPPED
 
 PASSED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGQUIT)
+ENDING = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
 ENOUGH_S = 35.0  # seconds for what a command leaves behind to end by itself: launchers give their ranks 30
 LOOK_S = 0.1
 
 
 def attached(plan: LaunchPlan, as_json: bool) -> int:
     """Run the commands of the plan here, one after the other, and return the exit code of the last, or of the first one
-    that fails; signals that come here go on to the one that runs, but for those that whoever started this process has
-    it ignore, as nohup does. Nothing but its own command ends this process."""
+    that fails, 130 where that is because it was told to; signals that come here go on to the one that runs, but for
+    those that whoever started this process has it ignore, as nohup does. Nothing but its own command ends this
+    process."""
     started: list[subprocess.Popen[bytes]] = []
     early: list[int] = []
+    heard: set[int] = set()
 
     def pass_on(number: int, frame: object) -> None:
+        heard.add(number)
         if started and started[-1].poll() is None:
             started[-1].send_signal(number)
         else:
             early.append(number)
 
-    heard = [number for number in PASSED if signal.getsignal(number) is not signal.SIG_IGN]
-    before = {number: signal.signal(number, pass_on) for number in heard}
+    minded = [number for number in PASSED if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, pass_on) for number in minded}
     code, words = 0, plan.command
     try:
         for words in (*plan.first, plan.command):
@@ -53,7 +57,9 @@ def attached(plan: LaunchPlan, as_json: bool) -> int:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-    return STOPPED if code in (-signal.SIGINT, -signal.SIGTERM) else code if code >= 0 else 128 - code
+    # Launchers have codes of their own for having been told to end.
+    stopped = heard & ENDING or code in (-signal.SIGINT, -signal.SIGTERM)
+    return STOPPED if code and stopped else code if code >= 0 else 128 - code
 
 
 def end_group(group: int, patience: float = ENOUGH_S) -> None:

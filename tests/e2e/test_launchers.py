@@ -8,6 +8,7 @@ import json
 import pathlib
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -114,12 +115,47 @@ def test_a_rank_that_fails_under_mpiexec_ends_the_job_and_says_why(tmp_path: pat
     shutil.rmtree(desk.temporary)
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(240)
-@pytest.mark.parametrize(
+by_each = pytest.mark.parametrize(
     "name",
     ["local", "torchrun", pytest.param("mpi", marks=needs_mpi), pytest.param("deepspeed", marks=needs_deepspeed)],
 )
+
+
+@pytest.mark.slow
+@by_each
+def test_a_rank_that_fails_ends_the_job_of_every_launcher_soon(tmp_path: pathlib.Path, name: str) -> None:
+    desk = Desk(tmp_path)
+    code, out, err = desk.call("sparsetrain", "launch", "job.yaml", "--on", name, "model.name=slowly:Boom")
+    at = re.search(r"ValueError: boom in step 3 at ([0-9.]+)", out + err)
+    assert at is not None and time.time() - float(at[1]) < 30, out + err
+    assert code == 1 and "Traceback" in err and re.search(r"rank 1 on \S+ .*failed|rank 1 .*ValueError", err), err
+    assert desk.run_json("tiny")["status"] == "failed" and "rank 1" in desk.run_json("tiny")["cause"]
+    assert desk.left() == {}
+    shutil.rmtree(desk.temporary)
+
+
+@pytest.mark.slow
+@by_each
+def test_ctrl_c_ends_the_job_of_every_launcher_and_leaves_nothing(tmp_path: pathlib.Path, name: str) -> None:
+    desk = Desk(tmp_path)
+    slow = ("model.name=slowly:Slow", "train.steps=1000")
+    process = desk.start("sparsetrain", "launch", "job.yaml", "--on", name, *slow)
+    metrics = tmp_path / "runs/tiny/metrics.jsonl"
+    deadline = time.monotonic() + 60
+    while not (metrics.exists() and metrics.read_text()):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=30)
+    assert process.returncode == 130, out + err
+    assert desk.run_json("tiny")["status"] == "interrupted"
+    assert desk.left() == {}
+    shutil.rmtree(desk.temporary)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(240)
+@by_each
 def test_a_run_of_every_launcher_ends_in_time_and_goes_on(tmp_path: pathlib.Path, name: str) -> None:
     desk = Desk(tmp_path)
     job = ("sparsetrain", "launch", "job.yaml", "--on", name, "model.name=slowly:Slow", "cluster.interface=lo")
