@@ -58,10 +58,9 @@ def run(source: str, overrides: Any, dry_run: bool, as_json: bool, fresh: bool, 
 def launch(source: str, overrides: tuple[str, ...], on: str | None, dry_run: bool, as_json: bool, wait: bool) -> None:
     """Give JOB to the launcher that it names; `sparsetrain list launcher` shows them all."""
     from sparsetrain.config.load import load_job
-    from sparsetrain.launch.launch import launch_job
+    from sparsetrain.launch.launch import launch_job, settings
 
-    named = () if on is None else (f"cluster.launcher={on}",)
-    sys.exit(launch_job(load_job(source, (*named, *overrides)), dry_run, as_json, wait))
+    sys.exit(launch_job(load_job(source, settings(on, overrides)), dry_run, as_json, wait))
 
 
 @cli.command()

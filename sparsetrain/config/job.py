@@ -166,7 +166,8 @@ class Cluster:
     launcher: Annotated[Component, Named("launcher", "ray")] = "ray"  # pyrefly: ignore[bad-assignment]
     # Who moves bytes between ranks: gloo or nccl, or MPI for ranks that mpiexec (or srun with MPI) has started.
     transport: Literal["torch", "mpi"] = "torch"
-    interface: str | None = None  # network interface for gloo and nccl; None: the one that routes to rank 0
+    # Network interface for gloo, nccl and MPI; None: the one that routes to rank 0.
+    interface: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.:@-]*$", max_length=40)] | None = None
     start_timeout: Above0 = 120.0  # seconds until all workers must be up
     # Seconds from a start on after which all ranks save and end (exit code 75); the same command goes on later.
     time_limit: Above0 | None = None

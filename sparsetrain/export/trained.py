@@ -171,8 +171,11 @@ def _check_masks(job: Job, model: Any, masks: MaskSet, step: int) -> bool:
         return False
     if not masks.masks:
         raise CheckpointError("no masks, though the job has some")
-    if lacking := sorted(_masked(job, model) - set(masks.masks)):
+    wanted = _masked(job, model)
+    if lacking := sorted(wanted - set(masks.masks)):
         raise CheckpointError(f"no mask of {lacking[0]}, which the job masks")
+    if more := sorted(set(masks.masks) - wanted):
+        raise CheckpointError(f"a mask of {more[0]}, which the job does not mask")
     learned = bool(getattr(registry.load("mask_method", job.masks.method.name), "learns_budget", False))
     if learned and not masks.limits:
         method = job.masks.method.name

@@ -22,10 +22,18 @@ from sparsetrain.launch.plan import OURS, LaunchPlan, page
 from sparsetrain.launch.run import Options, run_job, show_plan
 from sparsetrain.launch.slurm_job import follow, pending, submit
 from sparsetrain.worker import existing, record, stored
-from sparsetrain.worker.notice import saved
-from sparsetrain.worker.rank import AGAIN
+from sparsetrain.worker.notice import AGAIN, saved
 
 FOLDER = "launch"  # in the run folder
+
+
+def settings(on: str | None, overrides: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the overrides with the launcher that `--on` names. Raises JobError where they name one, too."""
+    if on is None:
+        return overrides
+    if other := [word for word in overrides if word.startswith("cluster.launcher=")]:
+        raise JobError(f"--on: {on}, and {other[0]} is given, too; allowed: one of them")
+    return (f"cluster.launcher={on}", *overrides)
 
 
 def plan_of(job: Job, env: Mapping[str, str], dry: bool = False, wait: bool = False) -> LaunchPlan:

@@ -32,8 +32,8 @@ from sparsetrain.launch.run import FAILED, Shown, run_job
 from sparsetrain.launch.show import progress
 from sparsetrain.launch.signals import Stop, Stopped, listening
 from sparsetrain.launch.supervisor import Progress
-from sparsetrain.worker.notice import Notice
-from sparsetrain.worker.rank import AGAIN, FIRST_WORD, TAKEN, requeued
+from sparsetrain.worker.notice import AGAIN, Notice
+from sparsetrain.worker.rank import FIRST_WORD, TAKEN, requeued
 
 WRONG = 2
 LOOK = 3.0  # seconds of one look at whether the head is still there

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import math
 import pathlib
 import sys
 import time
@@ -20,11 +21,10 @@ from sparsetrain.launch.failure import RunFailed
 from sparsetrain.launch.plan import ray_plan, terms
 from sparsetrain.launch.ray_driver import run_on_ray
 from sparsetrain.launch.show import progress
-from sparsetrain.launch.signals import Stop, Stopped, listening
+from sparsetrain.launch.signals import Stop, Stopped, listening, noticing
 from sparsetrain.launch.supervisor import Progress
 from sparsetrain.worker import existing, record, stored
-from sparsetrain.worker.notice import last_words, limit_words
-from sparsetrain.worker.rank import AGAIN
+from sparsetrain.worker.notice import Notice, last_words, limit_words
 
 Start = Callable[[Job, pathlib.Path, Progress], dict[str, Any]]
 Shown = Callable[[Job, TextIO, Stop], contextlib.AbstractContextManager[Progress]]
@@ -65,7 +65,7 @@ class Ended:
 
 def run_job(job: Job, options: Options | None = None, shown: Shown = progress) -> int:
     """Run the job, after the ones it is compared with, and return the exit code: 0, 1 (failed), 75 (saved, to go on
-    later, since its time limit or what `shown` gives says so) or 130 (stopped)."""
+    later, after SIGUSR1, its time limit, or since what `shown` gives says so) or 130 (stopped)."""
     options = options or Options()
     jobs = [*against_jobs(job, options.against), job]
     refuse_same(jobs)
@@ -161,6 +161,7 @@ def refuse_missing(job: Job) -> None:
 
 def run_one(job: Job, options: Options, start: Start = run_on_ray, shown: Shown = progress) -> Ended:
     """Run one job to its end, unless it is finished already; `start` runs it, `shown` says where its progress goes."""
+    ray_plan(job)  # what is refused leaves nothing
     folder = record.run_folder(job)
     stream = sys.stderr if options.as_json else sys.stdout
     if options.fresh and folder.exists():
@@ -178,9 +179,9 @@ def _train(job: Job, folder: pathlib.Path, stream: TextIO, start: Start, shown: 
     plan = ray_plan(job)
     record.begin(job, folder, plan.as_dict())
     try:
-        with listening() as stop, shown(job, stream, stop) as told:
+        with listening() as stop, noticing() as notice, shown(job, stream, stop) as told:
             told.line(plan.line())
-            result = start(job, folder, within(job.cluster.time_limit, told))
+            result = start(job, folder, within(job.cluster.time_limit, notice, told))
     except JobError as error:
         record.end(folder, "failed", str(error))
         raise
@@ -197,19 +198,22 @@ def _train(job: Job, folder: pathlib.Path, stream: TextIO, start: Start, shown: 
         record.end(folder, "failed", f"{type(error).__name__}: {error}")
         raise
     if result.get("paused"):
-        record.end(folder, "interrupted", result["cause"])
-        print(last_words(job.name, result, result["cause"]), file=stream, flush=True)
-        return Ended(job=job, folder=folder, status="interrupted", code=AGAIN)
+        status, code, words = last_words(job.name, result, result["cause"])
+        record.end(folder, status, result["cause"])
+        print(words, file=stream, flush=True)
+        return Ended(job=job, folder=folder, status=status, code=code)
     record.end(folder, "finished", result=result)
     return Ended(job=job, folder=folder, status="finished", result=result)
 
 
-def within(limit: float | None, told: Progress) -> Progress:
-    """Return where progress goes, and that the run is to be saved and left `limit` seconds from now."""
-    if limit is None:
-        return told
-    end, words = time.monotonic() + limit, limit_words(limit)
-    return dataclasses.replace(told, leaves=lambda: told.leaves() or (words if time.monotonic() > end else ""))
+def within(limit: float | None, notice: Notice, told: Progress) -> Progress:
+    """Return where progress goes, and that the run is to be saved and left `limit` seconds from now, or at a notice."""
+    end, words = time.monotonic() + (math.inf if limit is None else limit), limit_words(limit or 0.0)
+
+    def leaves() -> str:
+        return told.leaves() or notice.cause or (words if time.monotonic() > end else "")
+
+    return dataclasses.replace(told, leaves=leaves)
 
 
 def _conclude(ended: list[Ended], options: Options) -> None:

@@ -12,6 +12,8 @@ import threading
 from collections.abc import Generator
 from typing import Any
 
+from sparsetrain.worker.notice import Notice
+
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -65,6 +67,21 @@ def undisturbed() -> Generator[None]:
     with kept():
         _handle(signal.SIG_IGN)
         yield
+
+
+@contextlib.contextmanager
+def noticing() -> Generator[Notice]:
+    """Collect SIGUSR1, the notice that the time is nearly over, where nobody does yet."""
+    notice = Notice()
+    main = threading.current_thread() is threading.main_thread()
+    if not main or signal.getsignal(signal.SIGUSR1) != signal.SIG_DFL:
+        yield notice
+        return
+    signal.signal(signal.SIGUSR1, notice.receive)
+    try:
+        yield notice
+    finally:
+        signal.signal(signal.SIGUSR1, signal.SIG_DFL)
 
 
 def _handle(handler: Any) -> None:

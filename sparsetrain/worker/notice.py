@@ -7,6 +7,8 @@ import threading
 from collections.abc import Callable, Mapping
 from typing import Any
 
+AGAIN = 75  # EX_TEMPFAIL of sysexits.h
+FAILED = 1
 SIGNAL = signal.SIGUSR1.name
 LIMIT = "cluster.time_limit"
 
@@ -51,8 +53,11 @@ def saved(status: Mapping[str, Any]) -> bool:
     return status.get("status") == "interrupted" and str(status.get("cause")).startswith((SIGNAL, LIMIT))
 
 
-def last_words(name: str, result: Mapping[str, Any], cause: str) -> str:
-    """Return the line of a run that has paused with this result and ends, since `cause` came."""
-    said = "saved at" if result["saved"] else "ended, but could not be saved, at"
-    start = "there" if result["saved"] else "the newest checkpoint"
-    return f"{name}: {said} step {result['steps']}, since {cause} came; the same command goes on from {start}"
+def last_words(name: str, result: Mapping[str, Any], cause: str) -> tuple[str, int, str]:
+    """Return the status, the exit code and the line of a run that has paused with this result and ends, since `cause`
+    came: one that could not be saved has failed, so that nothing starts it again and again."""
+    step = result["steps"]
+    if result["saved"]:
+        return "interrupted", AGAIN, f"{name}: saved at step {step}, since {cause} came; the same command goes on there"
+    lost = "what follows the newest checkpoint, if there is one, is lost"
+    return "failed", FAILED, f"{name}: ended at step {step}, since {cause} came, and could not be saved; {lost}"

@@ -20,10 +20,9 @@ from sparsetrain.worker import existing, record, stored
 from sparsetrain.worker.environment import from_environment, launcher, rank_of, starter
 from sparsetrain.worker.main import check_size
 from sparsetrain.worker.mpi_ranks import find_place
-from sparsetrain.worker.notice import SIGNAL, Notice, last_words
+from sparsetrain.worker.notice import AGAIN, SIGNAL, Notice, last_words
 from sparsetrain.worker.session import Session
 
-AGAIN = 75  # EX_TEMPFAIL of sysexits.h
 TAKEN = 60.0  # seconds in which Slurm has to end the tasks of a job that it has taken back
 FIRST_WORD = 3.0  # seconds: whoever started the ranks ends all with the first, and only rank 0 says what they all found
 
@@ -86,16 +85,17 @@ def run(arguments: list[str], say: Callable[[str], None], notice: Notice) -> int
             return 1
         if result.get("paused"):
             cause = notice.cause or SIGNAL  # the signal may have come to another rank
+            code, number = AGAIN, os.environ.get("SLURM_JOB_ID")
             if place.rank:
-                time.sleep(FIRST_WORD)  # rank 0 knows the cause
+                time.sleep(FIRST_WORD)  # rank 0 knows the cause, and whether all is saved
             else:
-                _end(folder, "interrupted", cause)
-                say(last_words(job.name, result, cause))
-            number = os.environ.get("SLURM_JOB_ID")
-            if number and cause == SIGNAL and (place.rank or requeued(number, say)):
+                status, code, words = last_words(job.name, result, cause)
+                _end(folder, status, cause)
+                say(words)
+            if number and cause == SIGNAL and (place.rank or (code == AGAIN and requeued(number, say))):
                 # Slurm ends all tasks now. A job that ended by itself meanwhile would count as failed, not as queued.
                 time.sleep(TAKEN)
-            return AGAIN
+            return code
         if place.rank == 0:
             record.end(folder, "finished", result=result)
             say(f"run folder  {folder}")

@@ -17,7 +17,7 @@ import mpi_ranks
 import pytest
 from commands import REPOSITORY, Desk
 
-from sparsetrain.worker.rank import AGAIN
+from sparsetrain.worker.notice import AGAIN
 
 pytestmark = [pytest.mark.timeout(120), pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")]
 

@@ -230,6 +230,15 @@ def test_a_checkpoint_that_lacks_one_mask_is_none_of_this_job(here, capsys):
     assert refused(capsys, "mlp", "--step", "4") == "--step 4: no mask of layers.0.weight, which the job masks\n"
 
 
+def test_a_checkpoint_with_a_mask_too_many_is_none_of_this_job(here, capsys):
+    folder = here / "runs/mlp/checkpoints/step_00000004"
+    masks = load_file(folder / "masks.safetensors")
+    save_file({**masks, "layers.0.bias": torch.full((8,), 255, dtype=torch.uint8)}, folder / "masks.safetensors")
+    sealed(folder)
+    said = refused(capsys, "mlp", "--step", "4")
+    assert said.startswith("--step 4: ") and "layers.0.bias" in said and said.count("\n") == 1
+
+
 def test_mistakes_are_one_line(here, capsys):
     assert "nothing: no such run" in refused(capsys, "nothing")
     assert "did you mean 'safetensors'" in refused(capsys, "mlp", "--format", "safetensor")

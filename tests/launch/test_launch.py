@@ -112,6 +112,22 @@ def test_every_plan_says_over_which_interface_and_how_long(programs: pathlib.Pat
     assert "\n  interface  ib0\n  time limit  90 s, then saved and left\n" in said
 
 
+def test_an_interface_that_this_machine_lacks_is_one_line(programs: pathlib.Path) -> None:
+    words = ["launch", "quickstart", "--on", "mpi", "cluster.interface=none0"]
+    done = CliRunner().invoke(cli, words)
+    assert str(done.exception).startswith("cluster.interface: no network interface 'none0' on ")
+    assert os.listdir() == ["bin"]
+    assert CliRunner().invoke(cli, [*words, "--dry-run"]).exit_code == 0
+    for name in ("-n 1", "a\0b", "eth0\n-x", ""):
+        with pytest.raises(JobError, match=r"^cluster\.interface: "):
+            plan("mpi", interface=name)
+
+
+def test_on_and_another_launcher_are_one_too_many(programs: pathlib.Path) -> None:
+    done = CliRunner().invoke(cli, ["launch", "quickstart", "--on", "local", "cluster.launcher=mpi", "--dry-run"])
+    assert str(done.exception) == "--on: local, and cluster.launcher=mpi is given, too; allowed: one of them"
+
+
 def test_local_is_this_machine_alone() -> None:
     assert plan("local").line() == "one: 4 worker(s) of 1 CPU by local on this machine, PACK"
     with pytest.raises(JobError, match=r"cluster.address: head:6379 is a cluster, and cluster.launcher=local is this"):
@@ -154,9 +170,9 @@ def test_both_mpis(
     path = str(pathlib.Path("runs/one/launch/job.yaml").absolute())
     worker = [sys.executable, "-m", "sparsetrain.worker", path]
     assert list(plan("mpi").command) == [str(programs / "mpiexec"), *local, "-n", "4", *worker]
-    over = " ".join(plan("mpi", interface="eth1").command)
-    assert ("-iface eth1 -genv FI_TCP_IFACE eth1 " in over) == (flavour == "MPICH")
-    assert ("btl_tcp_if_include eth1 --mca oob_tcp_if_include eth1 " in over) == (flavour == "Open MPI")
+    over = " ".join(plan("mpi", interface="lo").command)
+    assert ("-iface lo -genv FI_TCP_IFACE lo " in over) == (flavour == "MPICH")
+    assert ("btl_tcp_if_include lo --mca oob_tcp_if_include lo " in over) == (flavour == "Open MPI")
     hosts = plan({"name": "mpi", "hosts": ["localhost", "127.0.0.1"]})
     (file,) = hosts.files
     assert list(hosts.command[1 : 2 + len(options)]) == [*options, file.path] and file.text.splitlines()[0] == line

@@ -13,7 +13,7 @@ import time
 import pytest
 from commands import Desk
 
-from sparsetrain.worker.rank import AGAIN
+from sparsetrain.worker.notice import AGAIN
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -58,4 +58,35 @@ def test_a_notice_that_comes_while_packages_are_loaded_counts(tmp_path: pathlib.
     process.send_signal(signal.SIGUSR1)
     said = process.communicate(timeout=60)[0]
     assert process.returncode == AGAIN and "early: saved at step 1, since SIGUSR1 came" in said
+    shutil.rmtree(desk.temporary)
+
+
+def test_a_run_that_cannot_be_saved_has_failed(tmp_path: pathlib.Path) -> None:
+    desk = Desk(tmp_path)
+    (tmp_path / "runs/full").mkdir(parents=True)
+    (tmp_path / "runs/full/checkpoints").touch()  # where a folder would have to be
+    process = start(desk, "name=full", "cluster.time_limit=0.1")
+    said = process.communicate(timeout=60)[0]
+    assert (
+        process.returncode == 1
+        and "full: ended at step 1, since cluster.time_limit (0.1 s) came, and could not" in said
+    )
+    assert told(desk, "full")["status"] == "failed"
+    shutil.rmtree(desk.temporary)
+
+
+@pytest.mark.slow
+def test_the_verb_run_takes_the_notice_as_a_rank_does(tmp_path: pathlib.Path) -> None:
+    desk = Desk(tmp_path)
+    process = desk.start("sparsetrain", "run", "job.yaml", "model.name=slowly:Slow", "train.steps=1000")
+    metrics = tmp_path / "runs/tiny/metrics.jsonl"
+    deadline = time.monotonic() + 60
+    while not (metrics.exists() and metrics.read_text()):
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGUSR1)
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == AGAIN and ", since SIGUSR1 came; the same command goes on there" in said
+    assert told(desk, "tiny")["status"] == "interrupted"
+    assert desk.left() == {}
     shutil.rmtree(desk.temporary)

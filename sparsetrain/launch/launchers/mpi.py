@@ -12,6 +12,7 @@ from sparsetrain.config.errors import JobError
 from sparsetrain.launch.launchers.hosts import Host, refuse_unknown
 from sparsetrain.launch.launchers.request import MODULE, Request
 from sparsetrain.launch.plan import File, LaunchPlan
+from sparsetrain.worker import interface
 
 # Open MPI hands on to other hosts what it is told to, by name: what is behind a name is on no command line.
 HANDED = ("GLOO_", "HF_", "NCCL_", "OMP_", "PYTHONPATH", "SPARSETRAIN_", "WANDB_")
@@ -47,6 +48,8 @@ class Mpi:
             )
         # It would bind each rank to one core, all its threads with it.
         options, files = ["--bind-to", "none"] if open_mpi else [], []
+        if job.cluster.interface and not hosts:
+            self._here(request)
         options += _over(job.cluster.interface, open_mpi)
         if hosts:
             path = f"{request.folder}/hosts"
@@ -60,6 +63,13 @@ class Mpi:
         command = (program, *options, "-n", count, request.python, *MODULE, request.path)
         return request.plan("mpi", max(1, len(hosts)), command, tuple(files))
 
+    def _here(self, request: Request) -> None:
+        """Raise JobError where ranks of this machine shall meet over an interface that it does not have."""
+        try:
+            interface.choose("127.0.0.1", request.job.cluster.interface, interface.interfaces())
+        except JobError as error:
+            request.doubt(str(error))
+
 
 def flavour(program: str) -> str:
     """Return whose mpiexec this is: "Open MPI", or "MPICH" for all that take its options."""
@@ -70,13 +80,13 @@ def flavour(program: str) -> str:
     return "Open MPI" if re.search(r"open.?(mpi|rte)", done.stdout + done.stderr, re.IGNORECASE) else "MPICH"
 
 
-def _over(interface: str | None, open_mpi: bool) -> list[str]:
+def _over(name: str | None, open_mpi: bool) -> list[str]:
     """Return the options that keep MPI's own messages, and those of its daemons, on a network interface."""
-    if interface is None:
+    if name is None:
         return []
     if open_mpi:
-        return ["--mca", "btl_tcp_if_include", interface, "--mca", "oob_tcp_if_include", interface]
-    return ["-iface", interface, "-genv", "FI_TCP_IFACE", interface]
+        return ["--mca", "btl_tcp_if_include", name, "--mca", "oob_tcp_if_include", name]
+    return ["-iface", name, "-genv", "FI_TCP_IFACE", name]
 
 
 def _handed(env: Mapping[str, str]) -> list[str]:

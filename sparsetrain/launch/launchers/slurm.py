@@ -24,7 +24,7 @@ Time = Annotated[str, Field(pattern=r"^([0-9]+-)?[0-9]{1,3}(:[0-9]{2}){0,2}$")]
 SCRIPT = """\
 #!/bin/bash
 {comment}{directives}
-set -eu
+set -euo pipefail
 # A virtual environment, modules or a container of yours go here.
 {notes}
 exec srun --kill-on-bad-exit=1 --wait=30 --cpus-per-task="${{SLURM_CPUS_PER_TASK:-1}}" {worker}
