@@ -27,6 +27,7 @@ from sparsetrain.config.component import STRICT, adapter
 from sparsetrain.config.job import RegimeName
 from sparsetrain.config.numbers import Count
 from sparsetrain.engine.optimizer_fields import fields_of
+from sparsetrain.masks.maskset import MaskSet, whole
 
 FORMAT = 1
 SQUARES = ("exp_avg_sq",)  # fields of optimizers that hold means of squares
@@ -107,6 +108,21 @@ def read_tensors(path: pathlib.Path) -> Tensors:
         return load_file(path)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path}: {error}") from error
+
+
+def pretrained(path: pathlib.Path, like: Tensors) -> Tensors:
+    """Return the weights of a safetensors file for a model of `like`; those that a run has saved as the values of their
+    update sets alone are made whole by the masks beside the file. Raises CheckpointError."""
+    tensors, beside = read_tensors(path), path.parent / "masks.safetensors"
+    values = {name: like[name] for name, t in tensors.items() if name in like and t.ndim == 1 < like[name].ndim}
+    if not values or not beside.is_file():
+        return tensors
+    packed = read_tensors(beside)
+    try:
+        masks = MaskSet.from_packed(packed, {name: values[name] for name in values if name in packed}, 0)
+    except ValueError as error:
+        raise CheckpointError(f"{beside}: {error}") from error
+    return tensors | {name: whole(tensors[name], masks.update(name).to(tensors[name].device)) for name in masks.masks}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -143,7 +143,8 @@ def build(job: Job, world: World, calibrations: pathlib.Path | None = None, data
     if job.train.init_from:
         path = pathlib.Path(job.train.init_from)
         try:
-            checkpoint.load_model(checkpoint.model_tensors(model), checkpoint.read_tensors(path), path)
+            own = checkpoint.model_tensors(model)
+            checkpoint.load_model(own, checkpoint.pretrained(path, own), path)
         except checkpoint.CheckpointError as error:
             raise JobError(f"train.init_from: {error}") from error
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}

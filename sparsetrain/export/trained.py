@@ -23,7 +23,7 @@ from sparsetrain.engine.state import couplings, maskable
 from sparsetrain.engine.store import Store, Stored, open_store
 from sparsetrain.launch.run import find_folder
 from sparsetrain.masks.chooser import Chooser
-from sparsetrain.masks.maskset import UPDATE, MaskSet, spread
+from sparsetrain.masks.maskset import UPDATE, MaskSet, whole
 from sparsetrain.masks.saved import check_inactive
 from sparsetrain.masks.schedule import Span
 
@@ -145,7 +145,7 @@ def _restore(job: Job, model: Any, stored: Stored) -> tuple[About, MaskSet]:
         raise CheckpointError(f"{stored.name}: a mask of {unknown[0]}, which the model does not have")
     like = {name: tensor for name, tensor in parameters.items() if name in named}
     masks = MaskSet.from_packed(packed, like, about.mask_epoch)
-    tensors = {name: _whole(tensor, masks.update(name) if name in like else None) for name, tensor in tensors.items()}
+    tensors = {name: whole(tensor, masks.update(name) if name in like else None) for name, tensor in tensors.items()}
     checkpoint.load_model(checkpoint.model_tensors(model), tensors, stored.name)
     learned = _check_masks(job, model, masks, about.step)
     trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
@@ -155,13 +155,6 @@ def _restore(job: Job, model: Any, stored: Stored) -> tuple[About, MaskSet]:
     for name, mask in masks.masks.items():
         parameters[name].copy_(torch.where(mask, parameters[name], 0.0))
     return about, masks
-
-
-def _whole(tensor: Tensor, update: Tensor | None) -> Tensor:
-    """Return a weight in its shape: a run may hold the values of its update set alone."""
-    if update is None or not tensor.ndim == 1 < update.ndim or len(tensor) != int(update.sum()):
-        return tensor
-    return spread(tensor, update)
 
 
 def _check_masks(job: Job, model: Any, masks: MaskSet, step: int) -> bool:

@@ -118,6 +118,13 @@ def spread(values: Tensor, mask: Tensor | None) -> Tensor:
     return torch.zeros(mask.shape, dtype=values.dtype, device=values.device).masked_scatter_(mask, values)
 
 
+def whole(tensor: Tensor, update: Tensor | None) -> Tensor:
+    """Return a weight in its shape: a run may hold the values of its update set alone."""
+    if update is None or not tensor.ndim == 1 < update.ndim or len(tensor) != int(update.sum()):
+        return tensor
+    return spread(tensor, update)
+
+
 def _unpacked(name: str, packed: Tensor, like: Tensor) -> Tensor:
     bits = packed.cpu().numpy()
     if bits.dtype != np.uint8 or bits.shape != (-(-like.numel() // 8),):

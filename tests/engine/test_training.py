@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 from small import job, run_and_die
 
 from sparsetrain.collective.world import World
+from sparsetrain.config.errors import JobError
 from sparsetrain.engine import checkpoint
 from sparsetrain.engine.local_store import LocalStore
 from sparsetrain.engine.pieces import Saved, capture, restore
@@ -215,15 +216,16 @@ FOREIGN = [
     ("damage", "says", "sealed"), [(*case, False) for case in DAMAGE] + [(*case, True) for case in FOREIGN]
 )
 def test_a_damaged_checkpoint_is_skipped_with_a_word_and_an_older_one_taken(tmp_path, damage, says, sealed):
-    momentum = "optimizer.momentum=0.9"
-    root = finished(tmp_path, momentum)
+    # What a mask leaves out is nowhere where weights are the values of their masks.
+    how = ("optimizer.momentum=0.9", *(("compute=masked",) if "leaves out" in says else ()))
+    root = finished(tmp_path, *how)
     newest = root / "step_00000006"
     damage(newest)
     if sealed:
         digests = {f.name: checkpoint.digest(f) for f in newest.iterdir() if f.name != "COMPLETE"}
         (newest / "COMPLETE").write_text(json.dumps({"blake2b": digests}))
     said: list[str] = []
-    options = ("train.steps=6", "checkpoint.keep=9", "checkpoint.every=2", momentum)
+    options = ("train.steps=6", "checkpoint.keep=9", "checkpoint.every=2", *how)
     result = train(job(*options), World(), tmp_path, said.append)
     assert result["steps"] == 6
     assert any("skipped" in line and says in line for line in said), said
@@ -250,11 +252,24 @@ def test_another_number_of_ranks_keeps_the_mean_residual(tmp_path):
 
 
 def test_pretrained_weights_are_taken_by_name(tmp_path):
-    root = finished(tmp_path)
+    root = finished(tmp_path, "compute=masked")
     path = root / "step_00000006/model.safetensors"
     state = build(job(f"train.init_from={path}", "masks=null"), World())
     for name, tensor in load_file(path).items():
         assert torch.equal(dict(state.model.named_parameters())[name], tensor)
+
+
+def test_pretrained_weights_may_be_the_values_of_their_masks_alone(tmp_path):
+    roots = [finished(tmp_path / way, f"compute={way}") for way in ("masked", "sparse")]
+    paths = [root / "step_00000006/model.safetensors" for root in roots]
+    assert any(tensor.ndim == 1 for name, tensor in load_file(paths[1]).items() if "contract.weight" in name)
+    models = [build(job(f"train.init_from={path}", "masks=null"), World()).model for path in paths]
+    for (name, one), (_, other) in zip(*(model.named_parameters() for model in models), strict=True):
+        assert one.shape == other.shape and torch.allclose(one, other, atol=1e-5), name
+    masks = paths[1].parent / "masks.safetensors"
+    save_file({name: bits[:-1].clone() for name, bits in load_file(masks).items()}, masks)
+    with pytest.raises(JobError, match=r"^train\.init_from: .*masks.safetensors: mask of "):
+        build(job(f"train.init_from={paths[1]}", "masks=null"), World())
 
 
 def test_saving_leaves_no_trace_of_an_unfinished_checkpoint(tmp_path):
