@@ -193,6 +193,12 @@ def check(job: Job) -> None:
         )
 
 
+def gathers(job: Job) -> str:
+    """Return what lets every rank gather dense weights in every step, as `path: value`, nothing where they do not."""
+    stage = getattr(job.engine.config, "stage", 0)
+    return f"engine.stage: {stage}" if stage else "engine: fsdp" if job.engine.name == "fsdp" else ""
+
+
 def advice(job: Job) -> list[str]:
     """Return what is allowed but rarely wanted, a line each."""
     lines = []
@@ -202,9 +208,7 @@ def advice(job: Job) -> list[str]:
             f"exchange.every: AdamW's step shrinks by about {exchange.density**0.5:.2g} on gradients that arrive at "
             f"density {exchange.density:g}; local steps (exchange.every=5, a larger density) or sgd avoid that"
         )
-    stage = getattr(job.engine.config, "stage", 0)
-    if stage or job.engine.name == "fsdp":
-        where = f"engine.stage: {stage}" if stage else "engine: fsdp"
+    if where := gathers(job):
         lines.append(
             f"{where} gathers dense weights in every step, which no exchange saves; where links are slow and memory is "
             "not short, torch, or deepspeed's stage 0, sends least"

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from sparsetrain.config.check import gathers
 from sparsetrain.config.job import Job
 from sparsetrain.plan.cluster import ClusterPlan
 from sparsetrain.plan.forecast import DENSE, Forecast, Way
@@ -93,6 +94,8 @@ def recommendation(job: Job, cluster: ClusterPlan, found: Forecast) -> list[str]
                 "This counts on as many steps to the same loss as dense training takes: exchange.steps_factor says "
                 "otherwise where you know (with AdamW, look at exchange.every first)."
             )
+    if where := gathers(job):
+        said.append(f"{where} gathers dense weights in every step, on top of all this; torch and stage 0 do not.")
     close = [way.setting.name for way in found.ways if way is not chosen and _close(way, chosen)]
     if close:
         said.append(f"Within 5 % of it: {', '.join(close)}.")

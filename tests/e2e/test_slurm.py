@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import pathlib
 import re
 import time
 from collections.abc import Generator
@@ -11,6 +10,8 @@ from collections.abc import Generator
 import pytest
 import slurm as cluster
 from commands import REPOSITORY, Desk
+from test_same_losses import JOB
+from test_same_losses import read as losses
 
 pytestmark = [
     pytest.mark.slow,
@@ -59,11 +60,6 @@ def ended(nodes: cluster.Slurm, name: str, job: str, seconds: float) -> str:
     return state(nodes, job)
 
 
-def losses(folder: pathlib.Path) -> dict[int, float]:
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return {int(row["train/step"]): row["eval/loss"] for row in rows if "eval/loss" in row}
-
-
 def told(nodes: cluster.Slurm, name: str) -> dict[str, object]:
     path = nodes.desk.folder / f"runs/{name}/run.json"
     return json.loads(path.read_text()) if path.is_file() else {}
@@ -78,7 +74,7 @@ def test_the_script_is_one_that_slurm_takes(nodes: cluster.Slurm) -> None:
 def test_jobs_train_on_two_hosts_as_torchrun_does_on_one(nodes: cluster.Slurm) -> None:
     folder = nodes.desk.folder
     for name, script in SCRIPTS.items():
-        job = submit(nodes, f"by-{name}", script=script)
+        job = submit(nodes, f"by-{name}", *JOB, script=script)
         assert ended(nodes, f"by-{name}", job, 100) == "COMPLETED", (folder / f"by-{name}.out").read_text()
         assert "rank 0 of 2 on node1: gloo over eth0" in (folder / f"by-{name}.out").read_text()
         assert json.loads((folder / f"runs/by-{name}/launch.json").read_text())["launcher"] == STARTERS[name]
@@ -90,10 +86,11 @@ def test_jobs_train_on_two_hosts_as_torchrun_does_on_one(nodes: cluster.Slurm) -
         "sparsetrain.worker",
         "job.yaml",
         "name=torchrun",
+        *JOB,
     ]
     code, said = nodes.call(*torchrun, seconds=100)
     assert code == 0, said
-    assert losses(folder / "runs/torchrun")
+    assert len(losses(folder / "runs/torchrun")) == 50
     for name in SCRIPTS:
         assert losses(folder / f"runs/by-{name}") == losses(folder / "runs/torchrun")
 

@@ -10,7 +10,9 @@ from collections.abc import Generator
 import pytest
 import slurm as cluster
 from commands import REPOSITORY, Desk
-from test_slurm import ended, ends_in_time, losses, state, told
+from test_same_losses import JOB
+from test_same_losses import read as losses
+from test_slurm import ended, ends_in_time, state, told
 
 pytestmark = [
     pytest.mark.slow,
@@ -48,15 +50,15 @@ def nothing_left(nodes: cluster.Slurm, seconds: float = 20) -> None:
 
 def test_ray_trains_on_two_hosts_as_srun_does(nodes: cluster.Slurm) -> None:
     folder = nodes.desk.folder
-    job = submit(nodes, "ray")
+    job = submit(nodes, "ray", *JOB)
     assert ended(nodes, "ray", job, 150) == "COMPLETED", (folder / "ray.out").read_text()
     said = (folder / "ray.out").read_text()
     assert "ray: 2 node(s) after " in said and "node1, node2" in said
     nothing_left(nodes)
     words = ("sbatch", "--parsable", "--output=srun.out", str(REPOSITORY / "launchers/slurm.sbatch"), "job.yaml")
-    srun = nodes.call(*words, "name=srun")[1].strip()
+    srun = nodes.call(*words, "name=srun", *JOB)[1].strip()
     assert ended(nodes, "srun", srun, 100) == "COMPLETED", (folder / "srun.out").read_text()
-    assert losses(folder / "runs/ray") == losses(folder / "runs/srun") and losses(folder / "runs/ray")
+    assert losses(folder / "runs/ray") == losses(folder / "runs/srun") and len(losses(folder / "runs/ray")) == 50
     placed = json.loads((folder / "runs/ray/launch.json").read_text())["placed"]
     assert [row["host"] for row in placed] == ["node1", "node2"]
 

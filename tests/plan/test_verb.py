@@ -37,6 +37,17 @@ def test_a_slow_link_wants_compression_and_a_fast_one_none():
     assert fast["chosen"] == "dense" and "Train dense" in fast["said"][0]
 
 
+def test_engines_that_gather_weights_are_said_to_do_so():
+    said = planned("text_gpt", "exchange.every=1", "engine.name=deepspeed", "engine.stage=1", "--set", "nodes=2")[
+        "said"
+    ]
+    assert "engine.stage: 1 gathers dense weights in every step, on top of all this; torch and stage 0 do not." in said
+    assert not any(
+        "gathers" in line
+        for line in planned("text_gpt", "exchange.every=1", "engine.name=deepspeed", "--set", "nodes=2")["said"]
+    )
+
+
 def test_steps_to_the_same_loss_count():
     lossy = ("text_gpt", "exchange.every=1", 'exchange.steps_factor={"sparse": 50, "lowrank": 50}')
     assert planned(*lossy, "--set", "network.rate=100mbit")["chosen"] == "dense"
