@@ -1,4 +1,5 @@
-"""The `sparsetrain` command. Exit code 0: done; 1: a run failed; 2: a mistake of the user, in one line; 130: stopped.
+"""The `sparsetrain` command. Exit code 0: done; 1: a run failed; 2: a mistake of the user, in one line; 75: saved, to
+go on later; 130: stopped.
 
 Everything heavy is imported inside the commands, so that `--help` is quick.
 """
