@@ -12,9 +12,9 @@ import time
 from sparsetrain.config.errors import JobError
 from sparsetrain.launch.plan import LaunchPlan
 from sparsetrain.launch.run import STOPPED
+from sparsetrain.launch.signals import SIGNALS
 
-PASSED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGQUIT)
-ENDING = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
+PASSED = (*SIGNALS, signal.SIGUSR1, signal.SIGQUIT)
 ENOUGH_S = 35.0  # seconds for what a command leaves behind to end by itself: launchers give their ranks 30
 LOOK_S = 0.1
 
@@ -58,7 +58,7 @@ def attached(plan: LaunchPlan, as_json: bool) -> int:
         for number, handler in before.items():
             signal.signal(number, handler)
     # Launchers have codes of their own for having been told to end.
-    stopped = heard & ENDING or code in (-signal.SIGINT, -signal.SIGTERM)
+    stopped = heard & set(SIGNALS) or code in (-signal.SIGINT, -signal.SIGTERM)
     return STOPPED if code and stopped else code if code >= 0 else 128 - code
 
 

@@ -22,9 +22,10 @@ from sparsetrain.launch.plan import OURS, LaunchPlan, page
 from sparsetrain.launch.run import Options, run_job, show_plan
 from sparsetrain.launch.slurm_job import follow, pending, submit
 from sparsetrain.worker import existing, record, stored
-from sparsetrain.worker.notice import AGAIN, saved
+from sparsetrain.worker.notice import AGAIN, FAILED, saved
 
 FOLDER = "launch"  # in the run folder
+SIGNALLED = 128  # exit codes above are a signal's
 
 
 def settings(on: str | None, overrides: tuple[str, ...]) -> tuple[str, ...]:
@@ -87,9 +88,14 @@ def launch_job(job: Job, dry: bool, as_json: bool, wait: bool) -> int:
 
 
 def _meant(code: int, before: Mapping[str, Any], after: Mapping[str, Any]) -> int:
-    """Return the exit code that ranks had where the run has been saved to go on later: torchrun makes a 1 of it.
-    `before` and `after`: what run.json said before and says now."""
-    return AGAIN if code and after != before and saved(after) else code
+    """Return the exit code that the rank had which knows how the run has ended, where its launcher has another one:
+    torchrun makes a 1 of all, and of ranks that are ended after a failure the signal counts. `before` and `after`: what
+    run.json said before and says now."""
+    if not code or after == before:
+        return code
+    if saved(after):
+        return AGAIN
+    return FAILED if code > SIGNALLED and after.get("status") == "failed" else code
 
 
 def _finished(job: Job, folder: pathlib.Path) -> bool:

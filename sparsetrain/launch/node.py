@@ -30,7 +30,7 @@ from sparsetrain.launch.ray_daemons import (
 )
 from sparsetrain.launch.run import FAILED, Shown, run_job
 from sparsetrain.launch.show import progress
-from sparsetrain.launch.signals import Stop, Stopped, listening
+from sparsetrain.launch.signals import Stop, Stopped, listening, noticing
 from sparsetrain.launch.supervisor import Progress
 from sparsetrain.worker.notice import AGAIN, Notice
 from sparsetrain.worker.rank import FIRST_WORD, TAKEN, requeued
@@ -63,9 +63,8 @@ def node_job(job: Job) -> int:
 
     Raises JobError for a user's mistake.
     """
-    notice = Notice()
     with contextlib.ExitStack() as stack:
-        stack.callback(signal.signal, signal.SIGUSR1, signal.signal(signal.SIGUSR1, notice.receive))
+        notice = stack.enter_context(noticing())
         stop = stack.enter_context(listening())
         allocation = from_slurm(os.environ)
         os.environ.update(protected(os.environ))

@@ -18,18 +18,17 @@ from sparsetrain.config.job import Job
 from sparsetrain.config.load import load_job, parse, to_tree
 from sparsetrain.launch.compare import against_jobs, outcome_lines, table, write_report
 from sparsetrain.launch.failure import RunFailed
-from sparsetrain.launch.plan import ray_plan, terms
+from sparsetrain.launch.plan import LaunchPlan, ray_plan, terms
 from sparsetrain.launch.ray_driver import run_on_ray
 from sparsetrain.launch.show import progress
 from sparsetrain.launch.signals import Stop, Stopped, listening, noticing
 from sparsetrain.launch.supervisor import Progress
 from sparsetrain.worker import existing, record, stored
-from sparsetrain.worker.notice import Notice, last_words, limit_words
+from sparsetrain.worker.notice import FAILED, Notice, last_words, limit_words
 
 Start = Callable[[Job, pathlib.Path, Progress], dict[str, Any]]
 Shown = Callable[[Job, TextIO, Stop], contextlib.AbstractContextManager[Progress]]
 
-FAILED = 1
 STOPPED = 130
 SHOWN = 20  # names of runs in an error
 
@@ -107,13 +106,15 @@ def show_plan(job: Job, options: Options) -> int:
         done = not options.fresh and existing.finished(each, folder)
         if not done:
             refuse_missing(each)
-        plans.append({**ray_plan(each).as_dict(), "folder": str(folder), "finished": done})
+        plans.append((ray_plan(each), {"folder": str(folder), "finished": done}))
     if options.as_json:
-        print(json.dumps({"plans": plans, "job": to_tree(job)}, indent=2))
+        print(
+            json.dumps({"plans": [{**plan.as_dict(), **more} for plan, more in plans], "job": to_tree(job)}, indent=2)
+        )
         return 0
-    for each, plan in zip(jobs, plans, strict=True):
-        print("\n".join((ray_plan(each).line(), *terms(ray_plan(each)))))
-        print(f"  folder {plan['folder']}{' (already finished)' if plan['finished'] else ''}")
+    for plan, more in plans:
+        print("\n".join((plan.line(), *terms(plan))))
+        print(f"  folder {more['folder']}{' (already finished)' if more['finished'] else ''}")
     return 0
 
 
@@ -161,7 +162,7 @@ def refuse_missing(job: Job) -> None:
 
 def run_one(job: Job, options: Options, start: Start = run_on_ray, shown: Shown = progress) -> Ended:
     """Run one job to its end, unless it is finished already; `start` runs it, `shown` says where its progress goes."""
-    ray_plan(job)  # what is refused leaves nothing
+    plan = ray_plan(job)  # before there is a folder: what is refused leaves nothing
     folder = record.run_folder(job)
     stream = sys.stderr if options.as_json else sys.stdout
     if options.fresh and folder.exists():
@@ -171,12 +172,11 @@ def run_one(job: Job, options: Options, start: Start = run_on_ray, shown: Shown 
         print(f"{job.name}: already finished ({folder})", file=stream)
         return Ended(job=job, folder=folder, status="finished", result=existing.status(folder).get("result"))
     with record.held(folder):
-        return _train(job, folder, stream, start, shown)
+        return _train(job, plan, folder, stream, start, shown)
 
 
-def _train(job: Job, folder: pathlib.Path, stream: TextIO, start: Start, shown: Shown) -> Ended:
+def _train(job: Job, plan: LaunchPlan, folder: pathlib.Path, stream: TextIO, start: Start, shown: Shown) -> Ended:
     """Run one job; failures are printed here, once."""
-    plan = ray_plan(job)
     record.begin(job, folder, plan.as_dict())
     try:
         with listening() as stop, noticing() as notice, shown(job, stream, stop) as told:

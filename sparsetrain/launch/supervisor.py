@@ -169,7 +169,8 @@ class Supervisor:
                 self.group.tell(self.members[:1], "ask")
         for member in calls.values():
             if not any(failure.rank == member.rank for failure in outcome.failures):
-                outcome.failures.append(member.failure("does not answer (stopped, or its host hangs)"))
+                others = "".join(f"; rank {rank}: {lost['message']}" for rank, lost in sorted(outcome.lost.items())[:1])
+                outcome.failures.append(member.failure(f"does not answer (stopped, or its host hangs){others}"))
         self.progress.check()  # who was told to end, and whose cluster ends as well, does not wait for its answers
         if not any(failure.rank == 0 and failure.kind == "died" for failure in outcome.failures):
             self._show(ANSWER)

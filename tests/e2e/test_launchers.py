@@ -140,11 +140,7 @@ def test_ctrl_c_ends_the_job_of_every_launcher_and_leaves_nothing(tmp_path: path
     desk = Desk(tmp_path)
     slow = ("model.name=slowly:Slow", "train.steps=1000")
     process = desk.start("sparsetrain", "launch", "job.yaml", "--on", name, *slow)
-    metrics = tmp_path / "runs/tiny/metrics.jsonl"
-    deadline = time.monotonic() + 60
-    while not (metrics.exists() and metrics.read_text()):
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.1)
+    desk.wait_for_rows("tiny", process)
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=30)
     assert process.returncode == 130, out + err

@@ -12,7 +12,7 @@ import slurm as cluster
 from commands import REPOSITORY, Desk
 from test_same_losses import JOB
 from test_same_losses import read as losses
-from test_slurm import ended, ends_in_time, state, told
+from test_slurm import LIMIT, ended, limited, state, told
 
 pytestmark = [
     pytest.mark.slow,
@@ -141,7 +141,10 @@ def test_a_job_whose_time_is_over_saves_queues_again_and_goes_on_bit_for_bit(nod
 
 
 def test_a_job_that_is_over_its_own_limit_saves_and_does_not_queue_again(nodes: cluster.Slurm) -> None:
-    ends_in_time(nodes, "limited", "cluster.launcher.ray=true", "cluster.strategy=SPREAD")
+    code, said = limited(nodes, "limited", "cluster.launcher.ray=true", "cluster.strategy=SPREAD")
+    assert code == 75 and "limited: saved at step " in said and f"{LIMIT[1]} came" in said, said
+    assert (told(nodes, "limited")["status"], told(nodes, "limited")["cause"]) == LIMIT
+    assert "requeued" not in said and "limited" not in nodes.call("squeue", "--format=%j")[1]
     nothing_left(nodes)
 
 

@@ -25,7 +25,7 @@ from sparsetrain.cli import cli
 from sparsetrain.config.errors import JobError
 from sparsetrain.config.load import load_job, parse
 from sparsetrain.launch import slurm_job
-from sparsetrain.launch.launch import plan_of
+from sparsetrain.launch.launch import _meant, plan_of
 from sparsetrain.launch.launchers.mpi import ROOT
 from sparsetrain.launch.launchers.slurm import AGENTS, RANKS, TORCHRUNS, Slurm, script, torchruns
 from sparsetrain.launch.plan import LaunchPlan, page
@@ -126,6 +126,24 @@ def test_an_interface_that_this_machine_lacks_is_one_line(programs: pathlib.Path
 def test_on_and_another_launcher_are_one_too_many(programs: pathlib.Path) -> None:
     done = CliRunner().invoke(cli, ["launch", "quickstart", "--on", "local", "cluster.launcher=mpi", "--dry-run"])
     assert str(done.exception) == "--on: local, and cluster.launcher=mpi is given, too; allowed: one of them"
+
+
+@pytest.mark.parametrize(
+    ("code", "after", "meant"),
+    [
+        (0, {"status": "interrupted", "cause": "SIGUSR1"}, 0),
+        (1, {"status": "interrupted", "cause": "SIGUSR1"}, 75),
+        (143, {"status": "interrupted", "cause": "cluster.time_limit (5 s)"}, 75),
+        (1, {"status": "interrupted", "cause": "SIGINT"}, 1),
+        (143, {"status": "failed", "cause": "rank 1"}, 1),
+        (2, {"status": "failed", "cause": "data.path: none"}, 2),
+        (143, {"status": "running"}, 143),
+        (1, {"status": "failed", "cause": "before"}, 1),
+        (143, {"status": "failed", "cause": "before"}, 143),
+    ],
+)
+def test_the_code_of_the_rank_that_knows_counts(code: int, after: dict[str, str], meant: int) -> None:
+    assert _meant(code, {"status": "failed", "cause": "before"}, after) == meant
 
 
 def test_local_is_this_machine_alone() -> None:

@@ -32,11 +32,7 @@ def test_a_run_that_is_told_saves_and_goes_on_bit_for_bit(tmp_path: pathlib.Path
     desk = Desk(tmp_path)
     settings = ("model.name=slowly:Slow", "train.steps=8", "exchange.every=4", "exchange.density=0.2")
     process = start(desk, "name=told", *settings)
-    metrics = tmp_path / "runs/told/metrics.jsonl"
-    deadline = time.monotonic() + 60
-    while not (metrics.exists() and metrics.read_text()):
-        assert time.monotonic() < deadline and process.poll() is None
-        time.sleep(0.05)
+    desk.wait_for_rows("told", process)
     process.send_signal(signal.SIGUSR1)
     said = process.communicate(timeout=30)[0]
     assert process.returncode == AGAIN and "told: saved at step 4, since SIGUSR1 came" in said  # where exchanges are
@@ -79,11 +75,7 @@ def test_a_run_that_cannot_be_saved_has_failed(tmp_path: pathlib.Path) -> None:
 def test_the_verb_run_takes_the_notice_as_a_rank_does(tmp_path: pathlib.Path) -> None:
     desk = Desk(tmp_path)
     process = desk.start("sparsetrain", "run", "job.yaml", "model.name=slowly:Slow", "train.steps=1000")
-    metrics = tmp_path / "runs/tiny/metrics.jsonl"
-    deadline = time.monotonic() + 60
-    while not (metrics.exists() and metrics.read_text()):
-        assert time.monotonic() < deadline and process.poll() is None
-        time.sleep(0.05)
+    desk.wait_for_rows("tiny", process)
     process.send_signal(signal.SIGUSR1)
     said, _ = process.communicate(timeout=60)
     assert process.returncode == AGAIN and ", since SIGUSR1 came; the same command goes on there" in said

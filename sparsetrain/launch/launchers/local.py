@@ -2,22 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
-
-from sparsetrain.launch.launchers.request import Request
-from sparsetrain.launch.plan import LaunchPlan, ray_plan
+from sparsetrain.launch.launchers.ray import Ray
 
 
-class Local:
-    """Workers on this machine, by a Ray of the run's own; lost ones are replaced."""
-
-    @dataclasses.dataclass(frozen=True, kw_only=True)
-    class Config:
-        """Nothing to choose."""
-
-    def __init__(self, config: Config) -> None:
-        self.config = config
-
-    def plan(self, request: Request) -> LaunchPlan:
-        """Return what would be started. Raises JobError for a mistake in the job."""
-        return ray_plan(request.job, request.env)
+class Local(Ray):
+    """Workers on this machine, by a Ray of the run's own; lost ones are replaced; `cluster.address` is refused."""
