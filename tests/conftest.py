@@ -14,9 +14,11 @@ from commands import Desk
 os.environ.setdefault("WANDB_MODE", "offline")
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 torch.set_num_threads(1)
-# Ranks of tests are forked from a process that has imported torch, which takes seconds. Not modules of the tests: that
-# process does not know where they are.
-multiprocessing.get_context("forkserver").set_forkserver_preload(["sparsetrain.engine.rejoin", "hypothesis"])
+# Ranks of tests are forked from a process that has imported what they need, torch and what an optimizer's first step
+# imports above all: it takes seconds. Not modules of the tests: that process does not know where they are.
+multiprocessing.get_context("forkserver").set_forkserver_preload(
+    ["sparsetrain.engine.rejoin", "torch._dynamo", "fsspec", "hypothesis", "pytest", "_pytest.pytester"]
+)
 # The time of one example says more about the machine than about the code.
 hypothesis.settings.register_profile("sparsetrain", deadline=None)
 hypothesis.settings.load_profile("sparsetrain")

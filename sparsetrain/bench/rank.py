@@ -187,13 +187,17 @@ def _mpi(place: Place) -> Generator[Way]:
 
 
 def serve(path: str, plan: Callable[..., Any], figures_of: Callable[[Place, Any, Way], dict[str, Any]]) -> None:
-    """Join the ranks, measure, write the figures beside the specification at `path`, whose plan `plan` makes."""
+    """Join the ranks, measure, write the figures beside the specification at `path`, whose plan `plan` makes, and end
+    this process."""
     spec = pathlib.Path(path)
     found = json.loads(spec.read_text())
     place = Place(**found["place"])
     with joined(place) as way:
         figures = figures_of(place, plan(**found["plan"]), way)
     spec.with_suffix(".figures").write_text(json.dumps(figures))
+    if place.transport != "mpi":  # MPI is left by an ordinary exit, which threads of engines would now and then abort
+        sys.stderr.flush()
+        os._exit(0)
 
 
 if __name__ == "__main__":

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from sparsetrain.collective.transport import Transport
@@ -82,6 +85,26 @@ class TurnTaking(SimulatedTransport):
             self.token.acquire()
 
 
+@contextlib.contextmanager
+def _on_one_core() -> Generator[None]:
+    """Keep this thread, and those that it starts, on one core meanwhile, and torch to one thread a rank.
+
+    Ranks wait for each other at every message and compute under one interpreter lock, which takes many times longer to
+    hand from core to core than between threads of one.
+    """
+    if not hasattr(os, "sched_setaffinity"):  # Linux has it
+        yield
+        return
+    cores, threads = os.sched_getaffinity(0), torch.get_num_threads()
+    os.sched_setaffinity(0, {sorted(cores)[os.getpid() % len(cores)]})
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        os.sched_setaffinity(0, cores)
+
+
 class Simulation:
     """`run(body)` calls body(world) for each of `size` ranks at once and returns their results in rank order."""
 
@@ -125,10 +148,11 @@ class Simulation:
                 self.abort()
 
         threads = [threading.Thread(target=rank_main, args=(rank,)) for rank in range(self.size)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        with _on_one_core():
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
         if failures:
             raise failures[0]
         if waiting:

@@ -31,7 +31,8 @@ def test_nodes_hold_eight_ranks_where_a_fabric_has_nodes():
     assert flat > 4 * nodes > 0
 
 
-def test_the_verb_prints_a_table_and_refuses_what_makes_no_sense():
+def test_the_verb_prints_a_table_and_refuses_what_makes_no_sense(monkeypatch):
+    monkeypatch.setattr(scaling, "LOOKS", 1)  # at this processor: a second or two each
     words = ["bench", "goodput", "--ranks", "4", "--size", "20000", "--steps", "100"]
     shown = CliRunner().invoke(cli, words, catch_exceptions=False).output
     assert shown.startswith("simulated, flat: 100 steps of 0.5 s") and "in_memory" in shown

@@ -3,6 +3,7 @@ import json
 import pytest
 from click.testing import CliRunner
 
+from sparsetrain.bench import scaling
 from sparsetrain.bench.supports import COLUMNS, Plan, measure, rows
 from sparsetrain.cli import cli
 from sparsetrain.config.load import load_job
@@ -22,7 +23,8 @@ def test_ranks_that_train_together_choose_the_same_places_more_often_than_chance
     assert [row["union"] for row in table] == sorted(row["union"] for row in table)
 
 
-def test_the_record_feeds_plan_and_scaling(tmp_path):
+def test_the_record_feeds_plan_and_scaling(tmp_path, monkeypatch):
+    monkeypatch.setattr(scaling, "LOOKS", 1)  # at this processor: a second or two each
     path = tmp_path / "supports.json"
     words = ["bench", "supports", "text_gpt", *TINY, "--ranks", "4", "--steps", "2", "--out", str(path)]
     assert CliRunner().invoke(cli, words, catch_exceptions=False).exit_code == 0

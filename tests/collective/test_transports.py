@@ -1,3 +1,5 @@
+import contextlib
+import os
 import sys
 import time
 
@@ -106,6 +108,26 @@ def test_a_failing_rank_ends_the_simulation_with_its_own_error(before):
 
     with pytest.raises(KeyError, match="only rank 1"):
         Simulation(3).run(body)
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="this system keeps no thread on a core")
+@pytest.mark.parametrize("fails", [False, True])
+def test_simulated_ranks_share_a_core_and_leave_the_others_to_who_asked(fails):
+    def body(world: World) -> tuple[set[int], int]:
+        if fails and world.rank == 1:
+            raise KeyError("only rank 1")
+        return os.sched_getaffinity(0), torch.get_num_threads()
+
+    cores, threads = os.sched_getaffinity(0), torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with pytest.raises(KeyError) if fails else contextlib.nullcontext():
+            (core, one), *others = Simulation(3).run(body)
+            assert len(core) == one == 1 and core <= cores
+            assert others == [(core, one)] * 2
+        assert (os.sched_getaffinity(0), torch.get_num_threads()) == (cores, 2)
+    finally:
+        torch.set_num_threads(threads)
 
 
 def test_a_simulated_rank_that_does_not_come_is_an_error():
