@@ -22,10 +22,8 @@ from sparsetrain.launch.plan import OURS, LaunchPlan, page
 from sparsetrain.launch.run import Options, run_job, show_plan
 from sparsetrain.launch.slurm_job import follow, pending, submit
 from sparsetrain.worker import existing, record, stored
-from sparsetrain.worker.notice import AGAIN, FAILED, saved
 
 FOLDER = "launch"  # in the run folder
-SIGNALLED = 128  # exit codes above are a signal's
 
 
 def settings(on: str | None, overrides: tuple[str, ...]) -> tuple[str, ...]:
@@ -91,11 +89,8 @@ def _meant(code: int, before: Mapping[str, Any], after: Mapping[str, Any]) -> in
     """Return the exit code that the rank had which knows how the run has ended, where its launcher has another one:
     torchrun makes a 1 of all, and of ranks that are ended after a failure the signal counts. `before` and `after`: what
     run.json said before and says now."""
-    if not code or after == before:
-        return code
-    if saved(after):
-        return AGAIN
-    return FAILED if code > SIGNALLED and after.get("status") == "failed" else code
+    known = None if after == before else after.get("code")
+    return known if code and known and isinstance(known, int) else code
 
 
 def _finished(job: Job, folder: pathlib.Path) -> bool:

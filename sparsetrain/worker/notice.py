@@ -48,11 +48,6 @@ def limit_words(seconds: float) -> str:
     return f"{LIMIT} ({seconds:g} s)"
 
 
-def saved(status: Mapping[str, Any]) -> bool:
-    """Return whether a run of this status (run.json) has ended by a notice, to go on later."""
-    return status.get("status") == "interrupted" and str(status.get("cause")).startswith((SIGNAL, LIMIT))
-
-
 def last_words(name: str, result: Mapping[str, Any], cause: str) -> tuple[str, int, str]:
     """Return the status, the exit code and the line of a run that has paused with this result and ends, since `cause`
     came: one that could not be saved has failed, so that nothing starts it again and again."""

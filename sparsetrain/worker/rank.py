@@ -20,9 +20,10 @@ from sparsetrain.worker import existing, record, stored
 from sparsetrain.worker.environment import from_environment, launcher, rank_of, starter
 from sparsetrain.worker.main import check_size
 from sparsetrain.worker.mpi_ranks import find_place
-from sparsetrain.worker.notice import AGAIN, SIGNAL, Notice, last_words
+from sparsetrain.worker.notice import AGAIN, FAILED, SIGNAL, Notice, last_words
 from sparsetrain.worker.session import Session
 
+MISTAKE = 2  # exit code
 TAKEN = 60.0  # seconds in which Slurm has to end the tasks of a job that it has taken back
 FIRST_WORD = 3.0  # seconds: whoever started the ranks ends all with the first, and only rank 0 says what they all found
 
@@ -71,18 +72,19 @@ def run(arguments: list[str], say: Callable[[str], None], notice: Notice) -> int
             notice.to(session.ask)
             result = session.run(place, listener)
         except JobError as error:
-            _end(folder, "failed", str(error))
+            _end(folder, "failed", str(error), MISTAKE)
             # Other ranks may not have found this mistake, so each that has says it.
             raise JobError(str(error) if place.size == 1 else f"{where}: {error}") from error
         except KeyboardInterrupt as error:
-            _end(folder, "interrupted", str(error) or "SIGINT")
             # srun passes on the largest code of all tasks: one that is ended after another's failure says no more.
-            return 130 if place.size == 1 else 1
+            code = 130 if place.size == 1 else FAILED
+            _end(folder, "interrupted", str(error) or "SIGINT", code)
+            return code
         except Exception as error:
             cause = f"{where} failed: {type(error).__name__}: {error}"
-            _end(folder, "failed", cause)
+            _end(folder, "failed", cause, FAILED)
             print(f"{cause}\n{traceback.format_exc()}", file=sys.stderr)
-            return 1
+            return FAILED
         if result.get("paused"):
             cause = notice.cause or SIGNAL  # the signal may have come to another rank
             code, number = AGAIN, os.environ.get("SLURM_JOB_ID")
@@ -90,7 +92,7 @@ def run(arguments: list[str], say: Callable[[str], None], notice: Notice) -> int
                 time.sleep(FIRST_WORD)  # rank 0 knows the cause, and whether all is saved
             else:
                 status, code, words = last_words(job.name, result, cause)
-                _end(folder, status, cause)
+                _end(folder, status, cause, code)
                 say(words)
             if number and cause == SIGNAL and (place.rank or (code == AGAIN and requeued(number, say))):
                 # Slurm ends all tasks now. A job that ended by itself meanwhile would count as failed, not as queued.
@@ -139,7 +141,7 @@ def _main(notice: Notice) -> None:
             said = f"rank {rank}: {said}" if isinstance(error, Misplaced) else ""
         if said:
             print(" ".join(said.split()), file=sys.stderr)
-        code = 2
+        code = MISTAKE
     sys.stdout.flush()
     sys.stderr.flush()
     # Threads of a process group, broken or not, would now and then abort an ordinary exit, or hold it.
@@ -151,7 +153,7 @@ def _stopped(number: int, frame: object) -> None:
     raise KeyboardInterrupt(signal.Signals(number).name)
 
 
-def _end(folder: pathlib.Path, state: str, cause: str) -> None:
+def _end(folder: pathlib.Path, state: str, cause: str, code: int) -> None:
     """Record how the run ended, on whichever rank knows it first: what others meet later is a consequence."""
     if existing.status(folder).get("status") == "running":
-        record.end(folder, state, cause)
+        record.end(folder, state, cause, code=code)

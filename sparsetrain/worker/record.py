@@ -105,9 +105,16 @@ def incident(folder: pathlib.Path, row: dict[str, Any]) -> None:
         write_json(folder / "run.json", {**known, "incidents": [*known.get("incidents", []), row]})
 
 
-def end(folder: pathlib.Path, state: str, cause: str | None = None, result: dict[str, Any] | None = None) -> None:
-    """Write how the run ended: "finished", "failed" or "interrupted", with its cause or its result."""
-    ended = {"status": state, "cause": cause, "result": finite(result), "ended": time.time()}
+def end(
+    folder: pathlib.Path,
+    state: str,
+    cause: str | None = None,
+    result: dict[str, Any] | None = None,
+    code: int | None = None,
+) -> None:
+    """Write how the run ended: "finished", "failed" or "interrupted", with its cause or its result, and the exit code
+    of a rank whose launcher may have another one."""
+    ended = {"status": state, "cause": cause, "code": code, "result": finite(result), "ended": time.time()}
     with contextlib.suppress(OSError):  # a full disk must not hide the cause, which is printed too
         write_json(folder / "run.json", {**status(folder), **ended})
 

@@ -123,6 +123,17 @@ by_each = pytest.mark.parametrize(
 
 @pytest.mark.slow
 @by_each
+def test_a_mistake_that_only_ranks_find_is_one_under_every_launcher(tmp_path: pathlib.Path, name: str) -> None:
+    desk = Desk(tmp_path)
+    code, _, err = desk.call("sparsetrain", "launch", "job.yaml", "--on", name, "data.path=none.txt")
+    assert code == 2 and "data.path: no file matches 'none.txt'" in err
+    assert desk.run_json("tiny")["cause"] == "data.path: no file matches 'none.txt'"
+    assert desk.left() == {}
+    shutil.rmtree(desk.temporary)
+
+
+@pytest.mark.slow
+@by_each
 def test_a_rank_that_fails_ends_the_job_of_every_launcher_soon(tmp_path: pathlib.Path, name: str) -> None:
     desk = Desk(tmp_path)
     code, out, err = desk.call("sparsetrain", "launch", "job.yaml", "--on", name, "model.name=slowly:Boom")

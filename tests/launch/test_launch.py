@@ -131,19 +131,19 @@ def test_on_and_another_launcher_are_one_too_many(programs: pathlib.Path) -> Non
 @pytest.mark.parametrize(
     ("code", "after", "meant"),
     [
-        (0, {"status": "interrupted", "cause": "SIGUSR1"}, 0),
-        (1, {"status": "interrupted", "cause": "SIGUSR1"}, 75),
-        (143, {"status": "interrupted", "cause": "cluster.time_limit (5 s)"}, 75),
-        (1, {"status": "interrupted", "cause": "SIGINT"}, 1),
-        (143, {"status": "failed", "cause": "rank 1"}, 1),
-        (2, {"status": "failed", "cause": "data.path: none"}, 2),
+        (0, {"status": "interrupted", "code": 75}, 0),
+        (1, {"status": "interrupted", "code": 75}, 75),
+        (143, {"status": "failed", "code": 1}, 1),
+        (1, {"status": "failed", "code": 2}, 2),
+        (2, {"status": "failed", "code": 2}, 2),
         (143, {"status": "running"}, 143),
-        (1, {"status": "failed", "cause": "before"}, 1),
-        (143, {"status": "failed", "cause": "before"}, 143),
+        (1, {"status": "finished", "code": None}, 1),
+        (143, {"status": "failed", "code": "75"}, 143),
+        (143, {"status": "failed", "code": 9, "ended": 1.0}, 143),  # of a run before
     ],
 )
-def test_the_code_of_the_rank_that_knows_counts(code: int, after: dict[str, str], meant: int) -> None:
-    assert _meant(code, {"status": "failed", "cause": "before"}, after) == meant
+def test_the_code_of_the_rank_that_knows_counts(code: int, after: dict[str, Any], meant: int) -> None:
+    assert _meant(code, {"status": "failed", "code": 9, "ended": 1.0}, after) == meant
 
 
 def test_local_is_this_machine_alone() -> None:
