@@ -76,10 +76,9 @@ def run(arguments: list[str], say: Callable[[str], None], notice: Notice) -> int
             # Other ranks may not have found this mistake, so each that has says it.
             raise JobError(str(error) if place.size == 1 else f"{where}: {error}") from error
         except KeyboardInterrupt as error:
+            _end(folder, "interrupted", str(error) or "SIGINT")  # its code is that of whoever has ended it
             # srun passes on the largest code of all tasks: one that is ended after another's failure says no more.
-            code = 130 if place.size == 1 else FAILED
-            _end(folder, "interrupted", str(error) or "SIGINT", code)
-            return code
+            return 130 if place.size == 1 else FAILED
         except Exception as error:
             cause = f"{where} failed: {type(error).__name__}: {error}"
             _end(folder, "failed", cause, FAILED)
@@ -153,7 +152,7 @@ def _stopped(number: int, frame: object) -> None:
     raise KeyboardInterrupt(signal.Signals(number).name)
 
 
-def _end(folder: pathlib.Path, state: str, cause: str, code: int) -> None:
+def _end(folder: pathlib.Path, state: str, cause: str, code: int | None = None) -> None:
     """Record how the run ended, on whichever rank knows it first: what others meet later is a consequence."""
     if existing.status(folder).get("status") == "running":
         record.end(folder, state, cause, code=code)

@@ -138,6 +138,7 @@ def test_on_and_another_launcher_are_one_too_many(programs: pathlib.Path) -> Non
         (2, {"status": "failed", "code": 2}, 2),
         (143, {"status": "running"}, 143),
         (1, {"status": "finished", "code": None}, 1),
+        (130, {"status": "interrupted", "code": None}, 130),
         (143, {"status": "failed", "code": "75"}, 143),
         (143, {"status": "failed", "code": 9, "ended": 1.0}, 143),  # of a run before
     ],
